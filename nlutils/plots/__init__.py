@@ -1,0 +1,6 @@
+"""Figures of the notebooks: one look, a palette that colour-blind readers can tell apart, alt text on each."""
+
+from nlutils.plots.figures import COLOURS, figure_html, show, style
+from nlutils.plots.pictures import flow_to_rgb, heatmap, strip
+
+__all__ = ["COLOURS", "figure_html", "flow_to_rgb", "heatmap", "show", "strip", "style"]
