@@ -33,9 +33,14 @@ def data_root() -> Path:
 
 
 def cache_root() -> Path:
-    """The folder of decoded clips and optical flow: `$NLUTILS_CACHE`, else `data/cache`. May be deleted at any time."""
+    """The folder of decoded clips and optical flow: `$NLUTILS_CACHE`, else `data/cache`.
+
+    It may be deleted at any time: what it holds is made anew.
+    """
     named = os.environ.get("NLUTILS_CACHE", "").strip()
-    return (project_root() / Path(named).expanduser()).resolve() if named else project_root() / "data" / "cache"
+    return (
+        (project_root() / Path(named).expanduser()).resolve() if named else project_root() / "data" / "cache"
+    )
 
 
 def results_root() -> Path:

@@ -1,4 +1,4 @@
-"""Figures of the notebooks: one look, a palette that colour-blind readers can tell apart, alt text on each."""
+"""Figures of the notebooks: one look, a palette for colour-blind readers, alt text on each."""
 
 from nlutils.plots.figures import COLOURS, figure_html, show, style
 from nlutils.plots.pictures import flow_to_rgb, heatmap, strip

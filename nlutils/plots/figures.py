@@ -41,7 +41,7 @@ def figure_html(fig, alt: str) -> str:
     if not alt or not alt.strip():
         raise ValueError(f"alt={alt!r} is empty; say in a sentence what a reader should notice in the figure")
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=fig.dpi, metadata={"Software": None})
+    fig.savefig(buffer, format="png", dpi=fig.dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})
     data = base64.b64encode(buffer.getvalue()).decode()
     text = html.escape(" ".join(alt.split()), quote=True)
     return f'<img alt="{text}" style="max-width:100%" src="data:image/png;base64,{data}">'

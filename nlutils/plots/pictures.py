@@ -39,7 +39,9 @@ def strip(frames, titles=None, *, width=1.6):
 
     frames = np.asarray(frames)
     if frames.ndim not in (3, 4) or len(frames) == 0:
-        raise ValueError(f"frames has shape {frames.shape}; a strip needs (T, H, W) or (T, H, W, 3), T at least 1")
+        raise ValueError(
+            f"frames has shape {frames.shape}; a strip needs (T, H, W) or (T, H, W, 3), T at least 1"
+        )
     height = width * frames.shape[1] / frames.shape[2] + (0.3 if titles else 0)
     fig, axes = plt.subplots(1, len(frames), figsize=(width * len(frames), height), squeeze=False)
     for index, (ax, frame) in enumerate(zip(axes[0], frames, strict=True)):
@@ -53,8 +55,8 @@ def strip(frames, titles=None, *, width=1.6):
 def flow_to_rgb(flow, largest=None) -> np.ndarray:
     """Optical flow as colour: direction is hue, speed is strength, no motion is white.
 
-    `flow` is (..., H, W, 2) in pixels a frame, (dx, dy); `largest` is the speed with full colour (by default the
-    99th percentile). Returns uint8 (..., H, W, 3).
+    `flow` is (..., H, W, 2) in pixels a frame, (dx, dy); `largest` is the speed with full colour (by
+    default the 99th percentile). Returns uint8 (..., H, W, 3).
     """
     from matplotlib.colors import hsv_to_rgb
 
