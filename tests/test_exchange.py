@@ -1,0 +1,116 @@
+"""The PyTorch and the Keras block on the same weights: same output, same gradient; weights there and back."""
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+
+import nlutils.keras
+import nlutils.torch
+from nlutils.exchange import from_arrays, keras_to_torch, to_arrays, torch_to_keras
+from nlutils.instantiations import INSTANTIATIONS
+
+SIZES = {1: (7,), 2: (5, 4), 3: (2, 5, 3)}
+
+
+def pair(shape, *arguments, **options):
+    """A PyTorch block with random weights, and a Keras block, both in float64."""
+    torch_block = nlutils.torch.NonLocalBlock(*arguments, **options).double()
+    draw = torch.Generator().manual_seed(1)
+    for name, tensor in torch_block.state_dict().items():
+        if tensor.is_floating_point():
+            low = 0.5 if name.endswith("running_var") else -1.0
+            tensor.copy_(low + 2 * torch.rand(tensor.shape, generator=draw, dtype=torch.float64))
+    keras_block = nlutils.keras.NonLocalBlock(*arguments, **options, dtype="float64")
+    keras_block.build(shape)
+    return torch_block, keras_block
+
+
+@pytest.mark.parametrize("subsample", ["before", "after"])
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("instantiation", INSTANTIATIONS)
+@pytest.mark.parametrize("training", [False, True])
+def test_same_weights_same_output_and_gradient(instantiation, ndim, subsample, training):
+    rng = np.random.default_rng(0)
+    x, direction = rng.normal(size=(2, 2, *SIZES[ndim], 6))
+    torch_block, keras_block = pair(
+        x.shape, 6, 4, ndim=ndim, instantiation=instantiation, subsample=subsample
+    )
+    torch_to_keras(torch_block, keras_block)
+
+    torch_x = torch.from_numpy(x).movedim(-1, 1).requires_grad_()
+    torch_z = torch_block.train(training)(torch_x).movedim(1, -1)
+    torch_z.backward(torch.from_numpy(direction))
+    keras_x = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(keras_x)
+        keras_z = keras_block(keras_x, training=training)
+    gradient = tape.gradient(keras_z, keras_x, tf.constant(direction))
+
+    np.testing.assert_allclose(keras_z.numpy(), torch_z.detach().numpy(), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(gradient.numpy(), torch_x.grad.movedim(1, -1).numpy(), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"norm": False}, {"instantiation": "gaussian"}, {"instantiation": "concatenation"}]
+)
+def test_there_and_back(options):
+    torch_block, keras_block = pair((None, 2, 3, 3, 6), 6, 4, **options)
+    torch_to_keras(torch_block, keras_block)
+    empty = nlutils.torch.NonLocalBlock(6, 4, **options).double()
+    keras_to_torch(keras_block, empty)
+    expected, found = to_arrays(torch_block), to_arrays(empty)
+    assert found.keys() == expected.keys() == to_arrays(keras_block).keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        assert found[name].dtype == np.float64
+
+
+def test_kernels_are_transposed():
+    torch_block, keras_block = pair((None, 4, 4, 6), 6, 4, ndim=2)
+    torch_to_keras(torch_block, keras_block)
+    kernel = keras.ops.convert_to_numpy(keras_block.theta.kernel)
+    assert kernel.shape == (1, 1, 6, 4)
+    np.testing.assert_array_equal(kernel[0, 0], torch_block.theta.weight.detach().numpy()[:, :, 0, 0].T)
+
+
+def test_arrays_are_copies():
+    for block in pair((None, 4, 6), 6, ndim=1):
+        before = to_arrays(block)
+        to_arrays(block)["g.bias"][:] = 9
+        np.testing.assert_array_equal(to_arrays(block)["g.bias"], before["g.bias"])
+
+
+def test_faults_are_all_named_and_nothing_is_written():
+    torch_block = nlutils.torch.NonLocalBlock(6, 2, norm=False, instantiation="concatenation")
+    keras_block = nlutils.keras.NonLocalBlock(6, 3, norm=False)
+    keras_block.build((None, 2, 2, 2, 6))
+    before = to_arrays(keras_block)
+    with pytest.raises(ValueError, match="these weights do not fit the Keras block") as error:
+        torch_to_keras(torch_block, keras_block)
+    assert "w_f is not a weight of the Keras block" in str(error.value)
+    assert "theta.weight has shape (2, 6, 1, 1, 1), the Keras block needs (3, 6, 1, 1, 1)" in str(error.value)
+    for name, array in to_arrays(keras_block).items():
+        np.testing.assert_array_equal(array, before[name])
+    with pytest.raises(
+        ValueError, match="these weights do not fit the PyTorch block: w_f is missing; theta.weight has"
+    ):
+        keras_to_torch(keras_block, torch_block)
+
+
+def test_a_missing_array_and_a_foreign_object():
+    torch_block = nlutils.torch.NonLocalBlock(6)
+    arrays = to_arrays(torch_block)
+    del arrays["norm.running_var"]
+    with pytest.raises(ValueError, match="do not fit the PyTorch block: norm.running_var is missing$"):
+        from_arrays(torch_block, arrays)
+    with pytest.raises(ValueError, match="the Keras block has no weights yet; call it once"):
+        torch_to_keras(torch_block, nlutils.keras.NonLocalBlock(6))
+    with pytest.raises(TypeError, match="block is a list; it must be a NonLocalBlock"):
+        to_arrays([1])

@@ -1,0 +1,256 @@
+"""The PyTorch block: against the block worked out in NumPy, its start as the identity, its gradients, its options."""
+
+import numpy as np
+import pytest
+import torch
+
+from nlutils import reference
+from nlutils.exchange import to_arrays
+from nlutils.instantiations import INSTANTIATIONS, SOFTMAX_FORMS
+from nlutils.torch import NonLocalBlock
+
+SIZES = {1: (7,), 2: (5, 4), 3: (2, 5, 3)}
+
+
+def random_block(*arguments, **options):
+    """A block in float64 for inference, all weights and statistics far from their start."""
+    block = NonLocalBlock(*arguments, **options).double().eval()
+    draw = torch.Generator().manual_seed(1)
+    for name, tensor in block.state_dict().items():
+        if tensor.is_floating_point():
+            low = 0.5 if name.endswith("running_var") else -1.0
+            tensor.copy_(low + 2 * torch.rand(tensor.shape, generator=draw, dtype=torch.float64))
+    return block
+
+
+def features(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("subsample", [None, "before", "after"])
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("instantiation", INSTANTIATIONS)
+def test_equals_the_reference_block(instantiation, ndim, subsample):
+    for norm in (True, False):
+        block = random_block(6, 4, ndim=ndim, instantiation=instantiation, subsample=subsample, norm=norm)
+        x = features(2, 6, *SIZES[ndim])
+        weights = to_arrays(block)
+        expected = [
+            reference.non_local_block(sample, weights, instantiation, subsample=subsample) for sample in x
+        ]
+        np.testing.assert_allclose(block(x).detach().numpy(), np.stack(expected), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("instantiation", SOFTMAX_FORMS)
+def test_scale_is_the_root_of_the_width_of_theta(instantiation):
+    block = random_block(6, 4, ndim=2, instantiation=instantiation, scale=True)
+    x = features(1, 6, 3, 4)
+    expected = reference.non_local_block(x[0], to_arrays(block), instantiation, scale=True)
+    np.testing.assert_allclose(block(x)[0].detach().numpy(), expected, rtol=0, atol=1e-12)
+    block.scale = False
+    assert not np.allclose(block(x)[0].detach().numpy(), expected)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("instantiation", INSTANTIATIONS)
+def test_starts_as_the_identity(instantiation, ndim, norm):
+    block = NonLocalBlock(6, ndim=ndim, instantiation=instantiation, norm=norm)
+    x = torch.randn(2, 6, *SIZES[ndim])
+    assert torch.equal(block(x), x)
+    assert not torch.equal(NonLocalBlock(6, ndim=ndim, zero_init=False, norm=norm)(x), x)
+
+
+def test_start_of_the_weights():
+    torch.manual_seed(0)
+    block = NonLocalBlock(256, 128, instantiation="concatenation", zero_init=False)
+    for name in ("theta", "phi", "g", "w_z"):
+        layer = getattr(block, name)
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.03)  # 32768 draws: 0.4 % is one sigma
+        assert torch.equal(layer.bias, torch.zeros_like(layer.bias))
+    assert block.w_f.shape == (256,)
+    assert block.w_f.std().item() == pytest.approx(0.01, rel=0.2)
+    assert torch.equal(block.norm.weight, torch.ones(256))
+    assert (block.norm.eps, block.norm.momentum) == (1e-5, 0.1)
+
+
+@pytest.mark.parametrize(("channels", "count"), [(256, 132_224), (512, 526_592), (1024, 2_101_760)])
+def test_parameter_counts_of_the_released_code(channels, count):
+    assert sum(parameter.numel() for parameter in NonLocalBlock(channels).parameters()) == count
+
+
+def test_gaussian_has_no_weights_for_theta_and_phi():
+    names = dict(NonLocalBlock(4, instantiation="gaussian").named_parameters())
+    assert sorted(names) == ["g.bias", "g.weight", "norm.bias", "norm.weight", "w_z.bias", "w_z.weight"]
+
+
+def gradient_names(block, x):
+    """Names of the parameters that a generic loss moves: gradient above what rounding leaves."""
+    block(x).mul(features(*x.shape)).sum().backward()
+    assert all(parameter.grad is not None for parameter in block.parameters())
+    return {name for name, parameter in block.named_parameters() if parameter.grad.abs().max() > 1e-10}
+
+
+@pytest.mark.parametrize("subsample", [None, "before", "after"])
+@pytest.mark.parametrize("instantiation", INSTANTIATIONS)
+def test_every_parameter_learns(instantiation, subsample):
+    block = random_block(6, 4, ndim=2, instantiation=instantiation, subsample=subsample)
+    expected = {name for name, _ in block.named_parameters()}
+    if instantiation == "embedded_gaussian":
+        # phi's bias adds theta_i . b to all logits of row i, and a softmax does not see a common shift.
+        expected -= {"phi.bias"}
+    assert gradient_names(block, features(2, 6, 5, 4)) == expected
+
+
+def test_what_learns_first_from_the_zero_start():
+    x = features(2, 6, 5, 4)
+    with_norm = NonLocalBlock(6, ndim=2).double()
+    assert gradient_names(with_norm, x) == {"norm.weight", "norm.bias"}
+    assert gradient_names(NonLocalBlock(6, ndim=2, norm=False).double(), x) == {"w_z.weight", "w_z.bias"}
+    # One step later the gain is no longer 0, and the convolutions learn too.
+    torch.optim.SGD(with_norm.parameters(), lr=0.1).step()
+    with_norm.zero_grad()
+    assert {"theta.weight", "phi.weight", "g.weight", "w_z.weight"} <= gradient_names(with_norm, x)
+
+
+@pytest.mark.parametrize("instantiation", INSTANTIATIONS)
+def test_gradient_of_the_block(instantiation):
+    block = random_block(2, 2, instantiation=instantiation, subsample="after")
+    x = features(1, 2, 2, 3, 2).requires_grad_()
+    assert torch.autograd.gradcheck(block, x)
+
+
+def test_the_two_orders_of_pooling():
+    x = features(1, 4, 1, 6, 6)
+    before, after = random_block(4, 4, subsample="before"), random_block(4, 4, subsample="after")
+    assert not torch.allclose(before(x), after(x))
+    # They agree when phi and g are copies: a maximum commutes with those.
+    for block in (before, after):
+        for layer in (block.phi, block.g):
+            torch.nn.init.dirac_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+    torch.testing.assert_close(before(x), after(x), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("subsample", ["before", "after"])
+def test_pooling_leaves_out_odd_ends_and_keeps_single_places(subsample):
+    block = random_block(4, subsample=subsample, instantiation="dot_product")
+    x = features(1, 4, 2, 5, 1)
+    changed = x.clone()
+    changed[:, :, :, 4] += 1  # the fifth row is in no window: nobody else notices
+    torch.testing.assert_close(block(x)[:, :, :, :4], block(changed)[:, :, :, :4], rtol=0, atol=0)
+    plain = random_block(4, instantiation="dot_product")
+    single = features(1, 4, 3, 1, 1)
+    torch.testing.assert_close(block(single), plain(single), rtol=0, atol=0)
+
+
+def test_attention_over_space_is_a_loop_over_frames():
+    for subsample in (None, "before", "after"):
+        space = random_block(4, attention="space", subsample=subsample)
+        everywhere = random_block(4, subsample=subsample)
+        x = features(2, 4, 3, 4, 5)
+        expected = torch.cat([everywhere(x[:, :, t : t + 1]) for t in range(3)], dim=2)
+        torch.testing.assert_close(space(x), expected, rtol=0, atol=1e-13)
+        assert not torch.allclose(everywhere(x), expected)
+
+
+@pytest.mark.parametrize("frames_per_group", [None, 2])
+def test_attention_over_time_is_a_loop_over_places(frames_per_group):
+    time = random_block(4, attention="time", frames_per_group=frames_per_group)
+    everywhere = random_block(4)
+    x = features(2, 4, 6, 2, 3)
+    expected = torch.empty_like(x)
+    step = frames_per_group or 6
+    for t in range(0, 6, step):
+        for h in range(2):
+            for w in range(3):
+                here = (slice(None), slice(None), slice(t, t + step), slice(h, h + 1), slice(w, w + 1))
+                expected[here] = everywhere(x[here])
+    torch.testing.assert_close(time(x), expected, rtol=0, atol=1e-13)
+
+
+def test_groups_of_frames_are_a_loop_over_groups():
+    groups = random_block(4, frames_per_group=2, subsample="before")
+    everywhere = random_block(4, subsample="before")
+    x = features(2, 4, 6, 4, 5)
+    expected = torch.cat([everywhere(x[:, :, t : t + 2]) for t in (0, 2, 4)], dim=2)
+    torch.testing.assert_close(groups(x), expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("attention", ["spacetime", "space", "time"])
+def test_other_memory_layouts_give_the_same_numbers(attention):
+    block = random_block(4, attention=attention)
+    x = features(2, 4, 3, 4, 5)
+    expected = block(x)
+    torch.testing.assert_close(
+        block(x.to(memory_format=torch.channels_last_3d)), expected, rtol=0, atol=1e-13
+    )
+    torch.testing.assert_close(
+        block(x.transpose(3, 4).contiguous().transpose(3, 4)), expected, rtol=0, atol=1e-13
+    )
+
+
+@pytest.mark.parametrize("instantiation", INSTANTIATIONS)
+def test_compiles_in_one_graph_and_runs_under_autocast(instantiation):
+    block = random_block(4, instantiation=instantiation, subsample="before").float()
+    x = features(1, 4, 2, 5, 4).float()
+    compiled = torch.compile(block, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x), block(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = block(x)
+    error = (rough - block(x)).norm() / block(x).norm()
+    assert 0 < error < 0.05  # bfloat16 keeps 8 bits: 0.4 % a rounding
+
+
+def test_print_names_the_options():
+    text = repr(NonLocalBlock(8, ndim=2, instantiation="dot_product", subsample="after"))
+    assert "8, inner_channels=4, ndim=2, instantiation='dot_product', subsample='after'" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"in_channels": 0}, "in_channels=0 must be a whole number, 1 or more"),
+        ({"inner_channels": 2.5}, "inner_channels=2.5 must be a whole number"),
+        ({"inner_channels": 0}, "inner_channels=0 must be a whole number"),
+        ({"ndim": 4}, "ndim=4 is not known; use one of 1, 2, 3"),
+        ({"instantiation": "concat"}, "instantiation='concat' is not known; use one of 'gaussian'"),
+        ({"subsample": True}, "subsample=True is not known; use one of None, 'before', 'after'"),
+        ({"scale": 0.5}, "scale=0.5 is not known; use one of True, False"),
+        (
+            {"scale": True, "instantiation": "dot_product"},
+            "scale=True does not apply to instantiation='dot_product'",
+        ),
+        ({"norm": "batch"}, "norm='batch' is not known"),
+        (
+            {"attention": "temporal"},
+            "attention='temporal' is not known; use one of 'spacetime', 'space', 'time'",
+        ),
+        ({"attention": "space", "ndim": 2}, "attention='space' needs ndim=3, and ndim=2"),
+        ({"attention": "time", "subsample": "after"}, "subsample='after' pools over space"),
+        ({"frames_per_group": 0}, "frames_per_group=0 must be a whole number"),
+        ({"frames_per_group": 2, "ndim": 2}, "frames_per_group=2 needs ndim=3"),
+        (
+            {"frames_per_group": 2, "attention": "space"},
+            "frames_per_group=2 needs ndim=3 and attention='spacetime' or",
+        ),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        NonLocalBlock(**({"in_channels": 8} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "message"),
+    [
+        ({}, (2, 8, 4, 4), r"x of shape \(2, 8, 4, 4\) must have the axes \(B, C, T, H, W\), because ndim=3"),
+        ({"ndim": 2}, (8, 4, 4), r"x of shape \(8, 4, 4\) must have the axes \(B, C, H, W\), because ndim=2"),
+        ({}, (2, 4, 4, 4, 8), r"x of shape \(2, 4, 4, 4, 8\) has 4 channels; the block has in_channels=8"),
+        ({"frames_per_group": 4}, (2, 8, 6, 4, 4), "has 6 frames, which frames_per_group=4 does not divide"),
+        ({}, (2, 8, 0, 4, 4), r"x of shape \(2, 8, 0, 4, 4\) has no position"),
+    ],
+)
+def test_bad_maps_are_named(options, shape, message):
+    with pytest.raises(ValueError, match=message):
+        NonLocalBlock(8, **options)(torch.zeros(shape))
