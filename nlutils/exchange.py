@@ -1,7 +1,7 @@
 """Weights of a `NonLocalBlock` between PyTorch and Keras, through NumPy arrays.
 
-The arrays have PyTorch's names and layouts ("theta.weight" of shape (d, C, 1, 1, 1), "norm.running_mean", "w_f"),
-the ones that published checkpoints use. Neither framework is imported here: a block brings its own.
+The arrays have the names and layouts that the PyTorch block has in its state_dict: "theta.weight" of shape
+(d, C, 1, 1, 1), "norm.running_mean", "w_f". Neither framework is imported here: a block brings its own.
 """
 
 import numpy as np
@@ -38,7 +38,7 @@ def keras_to_torch(keras_block, torch_block) -> None:
 
 
 def to_arrays(block) -> dict[str, np.ndarray]:
-    """The weights of a PyTorch or Keras block as new NumPy arrays, by PyTorch's names, in PyTorch's layouts."""
+    """The weights of a PyTorch or Keras block as new NumPy arrays, with PyTorch's names and layouts."""
     if _is_torch(block):
         return {name: tensor.detach().cpu().numpy().copy() for name, tensor in _torch_tensors(block).items()}
     return {name: _to_torch_layout(_numpy(variable)) for name, variable in _keras_variables(block).items()}
@@ -99,7 +99,7 @@ def _keras_variables(block):
 
 def _numpy(variable):
     value = variable.value
-    return np.array(value.detach().cpu() if hasattr(value, "detach") else value)
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value).copy()
 
 
 def _to_torch_layout(array):

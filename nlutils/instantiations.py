@@ -1,4 +1,4 @@
-"""What the four instantiations ask of their arguments: the rules that the NumPy, PyTorch and Keras code share.
+"""What the four instantiations ask of their arguments: rules that the NumPy, PyTorch and Keras code share.
 
 Wang, Girshick, Gupta, He: Non-local Neural Networks, CVPR 2018, section 3.2. No framework is imported here;
 shapes come in as tuples, and None stands for a size that Keras does not know yet.
@@ -116,7 +116,7 @@ def check_block(
         )
     if attention == "time" and subsample is not None:
         raise ValueError(
-            f"subsample={subsample!r} pools over space, and attention='time' compares one place with itself over time; "
+            f"subsample={subsample!r} pools over space, but attention='time' looks at one place; "
             "use subsample=None"
         )
     if frames_per_group is not None:
@@ -144,5 +144,5 @@ def check_map(shape, channels, ndim: int, frames_per_group, *, channels_last: bo
     frames = shape[1 if channels_last else 2]
     if frames_per_group is not None and frames is not None and frames % frames_per_group:
         raise ValueError(
-            f"x of shape {shape} has {frames} frames, which frames_per_group={frames_per_group} does not divide"
+            f"x of shape {shape} has {frames} frames; frames_per_group={frames_per_group} must divide them"
         )

@@ -1,4 +1,4 @@
-"""The papers' sums, written literally in NumPy float64, loops and all: slow, and what every test compares with.
+"""The papers' sums, written literally in NumPy float64, loops and all: slow, what tests compare with.
 
 Wang, Girshick, Gupta, He: Non-local Neural Networks, CVPR 2018, https://arxiv.org/abs/1711.07971
 """
@@ -43,7 +43,8 @@ def non_local(theta, phi, g, instantiation: str, *, w_f=None, scale: float = 1.0
         if instantiation in SOFTMAX_FORMS:
             if not 0 < total < np.inf:
                 raise OverflowError(
-                    f"the sum of exp(theta_i . phi_j) over j is {total} in float64 at i={i}; use smaller features or scale"
+                    f"the sum of exp(theta_i . phi_j) over j is {total} in float64 at i={i}; "
+                    "use smaller features or a smaller scale"
                 )
             y[i] /= total
         else:
@@ -68,8 +69,8 @@ def non_local_block(
 
     x        (C, N), (C, H, W) or (C, T, H, W)
     weights  NumPy arrays by the names of `nlutils.exchange.to_arrays`: "theta.weight" (d, C) with or without
-             further axes of size 1, "theta.bias" (d,), the same for phi, g and w_z; "norm.weight", "norm.bias",
-             "norm.running_mean", "norm.running_var" (C,) where there is a norm; "w_f" (2d,)
+             further axes of size 1, "theta.bias" (d,), the same for phi, g and w_z; where there is a norm
+             "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var" (C,); "w_f" (2d,)
     subsample, scale: as in `nlutils.torch.NonLocalBlock`
 
     Returns z, float64, of the shape of x.

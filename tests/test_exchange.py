@@ -72,6 +72,24 @@ def test_there_and_back(options):
         assert found[name].dtype == np.float64
 
 
+def test_running_statistics_after_a_training_step():
+    x = np.random.default_rng(0).normal(size=(2, 5, 4, 6))  # 2 * 5 * 4 = 40 positions
+    torch_block, keras_block = pair(x.shape, 6, 4, ndim=2)
+    torch_to_keras(torch_block, keras_block)
+    start = to_arrays(torch_block)
+    torch_block(torch.from_numpy(x).movedim(-1, 1))
+    keras_block(x, training=True)
+    after, keras_after = to_arrays(torch_block), to_arrays(keras_block)
+    mean, variance = "norm.running_mean", "norm.running_var"
+    np.testing.assert_allclose(keras_after[mean], after[mean], rtol=0, atol=1e-13)
+    # The one difference between the two: PyTorch's variance of the batch is unbiased, Keras' is not.
+    torch_step, keras_step = (
+        after[variance] - 0.9 * start[variance],
+        keras_after[variance] - 0.9 * start[variance],
+    )
+    np.testing.assert_allclose(torch_step, keras_step * 40 / 39, rtol=1e-12)
+
+
 def test_kernels_are_transposed():
     torch_block, keras_block = pair((None, 4, 4, 6), 6, 4, ndim=2)
     torch_to_keras(torch_block, keras_block)
@@ -98,9 +116,7 @@ def test_faults_are_all_named_and_nothing_is_written():
     assert "theta.weight has shape (2, 6, 1, 1, 1), the Keras block needs (3, 6, 1, 1, 1)" in str(error.value)
     for name, array in to_arrays(keras_block).items():
         np.testing.assert_array_equal(array, before[name])
-    with pytest.raises(
-        ValueError, match="these weights do not fit the PyTorch block: w_f is missing; theta.weight has"
-    ):
+    with pytest.raises(ValueError, match=r"do not fit the PyTorch block: w_f is missing; theta\.weight has"):
         keras_to_torch(keras_block, torch_block)
 
 
@@ -108,7 +124,7 @@ def test_a_missing_array_and_a_foreign_object():
     torch_block = nlutils.torch.NonLocalBlock(6)
     arrays = to_arrays(torch_block)
     del arrays["norm.running_var"]
-    with pytest.raises(ValueError, match="do not fit the PyTorch block: norm.running_var is missing$"):
+    with pytest.raises(ValueError, match=r"do not fit the PyTorch block: norm\.running_var is missing$"):
         from_arrays(torch_block, arrays)
     with pytest.raises(ValueError, match="the Keras block has no weights yet; call it once"):
         torch_to_keras(torch_block, nlutils.keras.NonLocalBlock(6))

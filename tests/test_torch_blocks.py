@@ -1,4 +1,4 @@
-"""The PyTorch block: against the block worked out in NumPy, its start as the identity, its gradients, its options."""
+"""The PyTorch block: against the block in NumPy, its start as the identity, its gradients, its options."""
 
 import numpy as np
 import pytest
@@ -247,7 +247,7 @@ def test_bad_options_are_named(options, message):
         ({}, (2, 8, 4, 4), r"x of shape \(2, 8, 4, 4\) must have the axes \(B, C, T, H, W\), because ndim=3"),
         ({"ndim": 2}, (8, 4, 4), r"x of shape \(8, 4, 4\) must have the axes \(B, C, H, W\), because ndim=2"),
         ({}, (2, 4, 4, 4, 8), r"x of shape \(2, 4, 4, 4, 8\) has 4 channels; the block has in_channels=8"),
-        ({"frames_per_group": 4}, (2, 8, 6, 4, 4), "has 6 frames, which frames_per_group=4 does not divide"),
+        ({"frames_per_group": 4}, (2, 8, 6, 4, 4), "has 6 frames; frames_per_group=4 must divide them"),
         ({}, (2, 8, 0, 4, 4), r"x of shape \(2, 8, 0, 4, 4\) has no position"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The PyTorch operations against the reference sums, their gradients, and what they say to wrong arguments."""
+"""The PyTorch operations against the reference sums, their gradients, and their errors."""
 
 import math
 
@@ -93,7 +93,7 @@ def test_order_of_positions(instantiation):
 
 
 def test_first_half_of_w_f_is_for_theta():
-    theta, phi, g, w_f = operands((1, 4, 6, 3, 2), "concatenation")
+    theta, phi, _, w_f = operands((1, 4, 6, 3, 2), "concatenation")
     only_theta = torch.cat([w_f[:3], torch.zeros(3, dtype=torch.float64)])
     expected = torch.relu(theta @ w_f[:3]) / 6
     weights = pairwise(theta, phi, "concatenation", w_f=only_theta)

@@ -1,4 +1,4 @@
-"""The Keras room: the same operation and block on any Keras backend. Nothing here imports PyTorch by itself."""
+"""The Keras room: the operation and the block on any Keras backend. PyTorch comes in only as that backend."""
 
 from nlutils.keras.blocks import NonLocalBlock
 from nlutils.keras.operations import non_local, pairwise

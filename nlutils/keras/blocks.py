@@ -1,6 +1,6 @@
 """The non-local block as a Keras 3 layer, in keras.ops only: TensorFlow, PyTorch and JAX run it.
 
-Wang, Girshick, Gupta, He: Non-local Neural Networks, CVPR 2018, https://arxiv.org/abs/1711.07971, section 3.3.
+Wang, Girshick, Gupta, He: Non-local Neural Networks, CVPR 2018, section 3.3, https://arxiv.org/abs/1711.07971
 Initialisation and the order of pooling follow the authors' released code.
 """
 
@@ -8,7 +8,7 @@ import keras
 from keras import layers, ops
 from keras.initializers import RandomNormal
 
-from nlutils.instantiations import POOL_WINDOW, check_block, check_map
+from nlutils.instantiations import check_block, check_map
 from nlutils.keras.operations import non_local
 
 __all__ = ["NonLocalBlock"]
@@ -93,8 +93,8 @@ class NonLocalBlock(layers.Layer):
         maps, inner_maps = tuple(input_shape), (*input_shape[:-1], inner_channels)
 
         embedded = self.instantiation != "gaussian"
-        self.theta = self._conv(inner_channels, maps, "theta") if embedded else layers.Identity(dtype=self.dtype_policy, name="theta")
-        self.phi = self._conv(inner_channels, maps, "phi") if embedded else layers.Identity(dtype=self.dtype_policy, name="phi")
+        self.theta = self._conv(inner_channels, maps, "theta") if embedded else self._identity("theta")
+        self.phi = self._conv(inner_channels, maps, "phi") if embedded else self._identity("phi")
         self.g = self._conv(inner_channels, maps, "g")
         self.w_f = None
         if self.instantiation == "concatenation":
@@ -103,18 +103,7 @@ class NonLocalBlock(layers.Layer):
             )
         has_norm = self._options["norm"]
         self.w_z = self._conv(in_channels, inner_maps, "w_z", zeros=self.zero_init and not has_norm)
-        self.norm = layers.Identity(dtype=self.dtype_policy, name="norm")
-        if has_norm:
-            # Keras' momentum 0.9 keeps as much of the old statistics as PyTorch's 0.1.
-            self.norm = layers.BatchNormalization(
-                axis=-1,
-                momentum=0.9,
-                epsilon=1e-5,
-                gamma_initializer="zeros" if self.zero_init else "ones",
-                dtype=self.dtype_policy,
-                name="norm",
-            )
-            self.norm.build(maps)
+        self.norm = self._batch_norm(maps) if has_norm else self._identity("norm")
 
     def _conv(self, channels, input_shape, name, zeros=False):
         conv = _CONV[self.ndim](
@@ -127,6 +116,22 @@ class NonLocalBlock(layers.Layer):
         )
         conv.build(input_shape)
         return conv
+
+    def _batch_norm(self, input_shape):
+        # Keras' momentum 0.9 keeps as much of the old statistics as PyTorch's 0.1.
+        norm = layers.BatchNormalization(
+            axis=-1,
+            momentum=0.9,
+            epsilon=1e-5,
+            gamma_initializer="zeros" if self.zero_init else "ones",
+            dtype=self.dtype_policy,
+            name="norm",
+        )
+        norm.build(input_shape)
+        return norm
+
+    def _identity(self, name):
+        return layers.Identity(dtype=self.dtype_policy, name=name)
 
     def call(self, x, training=None):
         """(B, *size, C) -> (B, *size, C)."""
@@ -144,13 +149,17 @@ class NonLocalBlock(layers.Layer):
         return theta, phi, g
 
     def _pool(self, maps):
-        # A map of 1 x 1 stays as it is, and an odd last row or column is left out, as in PyTorch: the padded
-        # pooling keeps both, and the slice takes off the half-filled windows.
-        window = POOL_WINDOW[self.ndim]
-        sizes = ops.shape(maps)[1:-1]
-        pooled = ops.max_pool(maps, window, window, padding="same", data_format="channels_last")
-        kept = [_at_least_one(size // side) for size, side in zip(sizes, window, strict=True)]
-        return pooled[(slice(None), *(slice(0, count) for count in kept))]
+        # Frame by frame, because TensorFlow's 3D pooling knows no float64. A map of 1 x 1 stays as it is, and
+        # an odd last row or column is left out, as in PyTorch: padding keeps both, and the slice takes off
+        # the half-filled windows.
+        sides = min(self.ndim, 2)
+        *outer, channels = ops.shape(maps)
+        outer, size = outer[:-sides], outer[-sides:]
+        frames = ops.reshape(maps, (-1, *size, channels))
+        pooled = ops.max_pool(frames, 2, 2, padding="same", data_format="channels_last")
+        kept = [_at_least_one(side // 2) for side in size]
+        pooled = pooled[(slice(None), *(slice(0, count) for count in kept))]
+        return ops.reshape(pooled, (*outer, *kept, channels))
 
     def _factor(self, theta):
         return theta.shape[2] ** -0.5 if self.scale else 1.0

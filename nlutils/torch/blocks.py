@@ -1,6 +1,6 @@
 """The non-local block as a layer.
 
-Wang, Girshick, Gupta, He: Non-local Neural Networks, CVPR 2018, https://arxiv.org/abs/1711.07971, section 3.3.
+Wang, Girshick, Gupta, He: Non-local Neural Networks, CVPR 2018, section 3.3, https://arxiv.org/abs/1711.07971
 Initialisation and the order of pooling follow the authors' released code.
 """
 

@@ -1,6 +1,6 @@
 """The non-local operation as pure functions on (B, N, d) tensors.
 
-Wang, Girshick, Gupta, He: Non-local Neural Networks, CVPR 2018, https://arxiv.org/abs/1711.07971, section 3.
+Wang, Girshick, Gupta, He: Non-local Neural Networks, CVPR 2018, https://arxiv.org/abs/1711.07971, section 3
 """
 
 import torch
@@ -28,8 +28,8 @@ def non_local(
     w_f    (2d,): for "concatenation" only, first the half for theta, then the half for phi
     scale: multiplies theta_i . phi_j in "gaussian" and "embedded_gaussian"
 
-    Returns y, (B, N, c), in the dtype and on the device of the arguments. `nlutils.reference.non_local` states
-    what each instantiation computes. Raises ValueError, naming the argument, for what does not fit.
+    Returns y, (B, N, c), in the dtype and on the device of the arguments. What each instantiation computes,
+    `nlutils.reference.non_local` states. Raises ValueError, naming the argument, for what does not fit.
     """
     check_operation(instantiation, w_f, scale)
     check_shapes(theta.shape, phi.shape, g.shape, None if w_f is None else w_f.shape)
@@ -41,8 +41,8 @@ def pairwise(
 ) -> Tensor:
     """The normalised map itself, f(x_i, x_j) / C, as a (B, N, M) tensor: for looking at small maps.
 
-    Arguments and errors as in `non_local`. The rows of the two softmax forms sum to 1; the other two forms are
-    divided by M, their rows sum to anything, and "dot_product" may be negative.
+    Arguments and errors as in `non_local`. The rows of the two softmax forms sum to 1. The other two forms
+    are divided by M: their rows sum to anything, and "dot_product" may be negative.
     """
     check_operation(instantiation, w_f, scale)
     check_shapes(theta.shape, phi.shape, w_f=None if w_f is None else w_f.shape)
