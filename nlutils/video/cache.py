@@ -48,7 +48,7 @@ def _load(path: Path) -> np.ndarray | None:
     """The array in `path`; None when the file is missing or damaged."""
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if len(content) < 5 or _checksum(memoryview(content)[:-4]) != content[-4:]:
         return None

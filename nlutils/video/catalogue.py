@@ -35,20 +35,20 @@ class DataSet:
 CATALOGUE = {
     "jhmdb21": DataSet(
         name="jhmdb21",
-        title="J-HMDB, 928 clips of 21 human actions, 320 x 240 (793 of them are used; core8 is a part of it)",
+        title="J-HMDB, 928 clips of 21 human actions, 320 x 240 (793 are used; core8 is a part of them)",
         address="https://files.is.tue.mpg.de/jhmdb/JHMDB_video.zip",
         md5="0aca5af988892c8c2afe652a30544b8c",
         size=None,
         page="http://jhmdb.is.tue.mpg.de",
         terms=(
-            "The clips come from films and from YouTube, by way of the HMDB51 data set. They belong to their makers, "
-            "and are offered for research. This project does not pass them on, and neither should you; read the "
-            "page before you use them."
+            "The clips come from films and from YouTube, by way of the HMDB51 data set. They belong to their "
+            "makers, and are offered for research. This project does not pass them on; nor should you; "
+            "read the page before you use them."
         ),
         citation=(
             "H. Jhuang, J. Gall, S. Zuffi, C. Schmid, M. J. Black: Towards understanding action recognition. "
-            "ICCV 2013. Built on H. Kuehne, H. Jhuang, E. Garrote, T. Poggio, T. Serre: HMDB: a large video database "
-            "for human motion recognition. ICCV 2011."
+            "ICCV 2013. Built on H. Kuehne, H. Jhuang, E. Garrote, T. Poggio, T. Serre: HMDB: a large video "
+            "database for human motion recognition. ICCV 2011."
         ),
         folder="JHMDB_video",
         contents="ReCompress_Videos",
@@ -117,16 +117,15 @@ def describe_source(name: str | os.PathLike | None = None) -> str:
     from nlutils.video import jhmdb
 
     found = jhmdb.find()
-    if chosen != "auto":
-        if found is None:
-            return f"The clips are to be J-HMDB {chosen}, as {asked} says, and are not here: run `make data`."
-        return f"The clips are J-HMDB {chosen} ({found.kind}, {jhmdb.count(chosen, found)} clips), as {asked} says."
-    if found is None:
+    if found is None and chosen == "auto":
         return (
-            "The clips are procedural (made here, not filmed), for no real ones were found; `make data` fetches "
-            "J-HMDB, and NLUTILS_DATA names a folder that holds it."
+            "The clips are procedural (made here, not filmed), for no real ones were found; `make data` "
+            "fetches J-HMDB, and NLUTILS_DATA names a folder that holds it."
         )
-    return f"The clips are J-HMDB core8 ({found.kind}, {jhmdb.count('core8', found)} clips), found on this machine."
+    if found is None:
+        return f"The clips are to be J-HMDB {chosen}, as {asked} says, and are not here: run `make data`."
+    kind, why = ("core8", "found on this machine") if chosen == "auto" else (chosen, f"as {asked} says")
+    return f"The clips are J-HMDB {kind} ({found.kind}, {jhmdb.count(kind, found)} clips), {why}."
 
 
 def _auto() -> str:

@@ -86,8 +86,9 @@ def unpack(archive, folder, contents: str = "") -> None:
     """Unpack a zip archive into the new `folder`, whole or not at all.
 
     Refused with DownloadError, before anything is written: names that leave the folder, links and special
-    files, encrypted members, more data than LARGEST_UNPACKED or LARGEST_RATIO times the archive, too little
-    space on the disk, no `contents` in it. A member whose checksum is wrong is refused while it is read.
+    files, encrypted members, a name that is there twice, more data than LARGEST_UNPACKED or LARGEST_RATIO
+    times the archive, too little space on the disk, no `contents` in it. A member whose checksum is wrong is
+    refused while it is read.
     """
     archive, folder = Path(archive), Path(folder)
     temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=folder.parent))
@@ -130,9 +131,7 @@ def _readable(size: int | None) -> str:
 
 
 def _prepare(root: Path, size: int | None) -> None:
-    """Make the folder, and see that it can be written and has room for the archive and as much again
-    unpacked.
-    """
+    """Make the folder; see that it can be written and has room for the archive and as much unpacked."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root):
@@ -179,9 +178,7 @@ def _unreachable(url: str, error: OSError) -> DownloadError:
 
 
 def _download(url: str, archive: Path, size: int | None, progress: bool) -> None:
-    """Bring `archive` to its full size, from wherever it stands; the server may cut the connection some
-    times.
-    """
+    """Bring `archive` to its full size, from wherever it stands, in as many answers as it takes."""
     from tqdm import tqdm
 
     tries = 0
@@ -205,9 +202,7 @@ def _length(archive: Path) -> int:
 
 
 def _attempt(url: str, archive: Path, start: int, bar) -> str | None:
-    """Ask for what is missing; None when all of it came, else why not. Raises DownloadError where a second
-    try is vain.
-    """
+    """Ask for what is missing; None when all of it came, else why a second try is worth it."""
     try:
         whole = _receive(url, archive, start, bar)
         return None if whole else "the connection was cut"
@@ -222,7 +217,7 @@ def _attempt(url: str, archive: Path, start: int, bar) -> str | None:
     except http.client.HTTPException:
         return "the connection was cut"
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno == errno.ENOSPC:
             raise DownloadError(f"{archive} cannot be written: {error.strerror}; make room") from error
         return f"the connection failed ({error})"
 
@@ -259,15 +254,16 @@ def _check_md5(archive: Path, expected: str) -> None:
 
 
 def _check_members(archive: Path, members: list[zipfile.ZipInfo], free: int) -> None:
+    files, folders = set(), set()
     for member in members:
+        cause = _unsafe(member, files)
+        if cause:
+            raise DownloadError(f"{archive} is unsafe: {member.filename!r} {cause}")
         path = PurePosixPath(member.filename)
-        kind = stat.S_IFMT(member.external_attr >> 16)
-        if path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in member.filename:
-            raise DownloadError(f"{archive} is unsafe: the name {member.filename!r} leaves its folder")
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise DownloadError(f"{archive} is unsafe: {member.filename!r} is a link or a special file")
-        if member.flag_bits & 1:
-            raise DownloadError(f"{archive}: {member.filename!r} is encrypted")
+        (folders if member.is_dir() else files).add(path)
+        folders.update(path.parents)
+    if files & folders:
+        raise DownloadError(f"{archive} is unsafe: {str(min(files & folders))!r} is both a file and a folder")
     total = sum(member.file_size for member in members)
     largest = min(LARGEST_UNPACKED, LARGEST_RATIO * archive.stat().st_size)
     if total > largest or len(members) > MOST_MEMBERS:
@@ -276,6 +272,18 @@ def _check_members(archive: Path, members: list[zipfile.ZipInfo], free: int) -> 
         raise DownloadError(
             f"{archive} unpacks to {_readable(total)}, and {_readable(free)} are free; make room"
         )
+
+
+def _unsafe(member: zipfile.ZipInfo, files: set[PurePosixPath]) -> str | None:
+    """Why a member must not be unpacked; None when it may."""
+    path = PurePosixPath(member.filename)
+    if path.is_absolute() or ".." in path.parts or "\\" in member.filename or ":" in member.filename:
+        return "leaves its folder"
+    if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "is a link or a special file"
+    if member.flag_bits & 1:
+        return "is encrypted"
+    return "is in it twice" if path in files else None
 
 
 def _extract(bundle: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:

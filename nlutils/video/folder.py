@@ -50,7 +50,7 @@ def open_folder(root, *, size=SIZE, progress=False) -> ClipSet:
 def check_folder(root) -> list[Fault]:
     """Every fault of a folder of clips, sorted by path: an empty list means that all of it will be used.
 
-    Each clip is decoded. Also reported: rows and files that do not match, classes without clips, files that
+    Each video is decoded. Also reported: rows and files that do not match, classes without clips, files that
     will not be used, the same content twice, a group in two folds, and a folder too small for two folds.
     """
     try:
@@ -58,21 +58,13 @@ def check_folder(root) -> list[Fault]:
         entries, classes, faults = _scan(root)
     except (NotADirectoryError, ValueError) as error:
         return [Fault(str(root), str(error).removeprefix(f"{root}: "))]
-    faults += _unused(root, entries) + _twice(root, entries)
-    for entry in entries:
-        try:
-            decode(entry.path, SIZE)
-        except ClipError as error:
-            faults.append(Fault(error.path, error.cause))
+    faults += _undecodable(root) + _twice(root, entries)
+    if not classes:
+        faults.append(Fault(str(root), "no classes: clips must lie in sub-folders, one for each class"))
+    else:
+        faults += _unused(root, entries) + _badly_split(root, entries)
     used = {entry.kind for entry in entries}
     faults += [Fault(str(root / kind), "the class has no clips") for kind in classes if kind not in used]
-    for group in split_groups(entries):
-        folds = sorted({entry.fold for entry in entries if entry.group == group})
-        faults.append(
-            Fault(str(root), f"group {group} lies in the folds {folds}; a group must share one fold")
-        )
-    if len({entry.fold for entry in entries}) < 2:
-        faults.append(Fault(str(root), "fewer than two folds: clips of two groups are needed"))
     return sorted(faults, key=lambda fault: (fault.path, fault.cause))
 
 
@@ -158,29 +150,50 @@ def _is_clip(path: Path) -> bool:
     return path.is_file() and path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
+def _files(root: Path) -> list[Path]:
+    """All files under `root` but hidden ones."""
+    paths = sorted(path for path in root.rglob("*") if path.is_file())
+    return [path for path in paths if not any(part[0] == "." for part in path.relative_to(root).parts)]
+
+
+def _undecodable(root: Path) -> list[Fault]:
+    faults = []
+    for path in filter(_is_clip, _files(root)):
+        try:
+            decode(path, SIZE)
+        except ClipError as error:
+            faults.append(Fault(str(path), error.cause))
+    return faults
+
+
+def _badly_split(root: Path, entries: list[Entry]) -> list[Fault]:
+    faults = []
+    for group in split_groups(entries):
+        folds = sorted({entry.fold for entry in entries if entry.group == group})
+        cause = f"group {group} lies in the folds {folds}; a group must share one fold"
+        faults.append(Fault(str(root), cause))
+    if len({entry.fold for entry in entries}) < 2:
+        faults.append(Fault(str(root), "fewer than two folds: clips of two groups are needed"))
+    return faults
+
+
 def _unused(root: Path, entries: list[Entry]) -> list[Fault]:
     """Files that no clip is made of."""
-    table = root / "labels.csv"
     used = {entry.path for entry in entries}
-    faults = []
-    for path in sorted(root.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if hidden or path in used or not path.is_file():
-            continue
-        if table.is_file():
-            # Notes and checksums may lie beside a labels.csv; a video that it forgot is a fault.
-            if _is_clip(path):
-                faults.append(Fault(str(path), "labels.csv does not list it"))
-        elif path.suffix.lower() not in SUFFIXES:
-            if path.parent != root:
-                faults.append(
-                    Fault(str(path), f"not used: {path.suffix or 'no suffix'} is not a video's suffix")
-                )
-        elif path.parent == root:
-            faults.append(Fault(str(path), "not used: it lies in no class's folder"))
-        else:
-            faults.append(Fault(str(path), "not used: it lies in a folder inside a class's folder"))
-    return faults
+    causes = {path: _why_unused(root, path) for path in _files(root) if path not in used}
+    return [Fault(str(path), cause) for path, cause in causes.items() if cause]
+
+
+def _why_unused(root: Path, path: Path) -> str | None:
+    if (root / "labels.csv").is_file():
+        # Notes and checksums may lie beside a labels.csv; a video that it forgot is a fault.
+        return "labels.csv does not list it" if _is_clip(path) else None
+    if not _is_clip(path):
+        suffix = path.suffix or "a name without one"
+        return None if path.parent == root else f"not used: {suffix} is not a video's suffix"
+    if path.parent == root:
+        return "not used: it lies in no class's folder"
+    return "not used: it lies in a folder inside a class's folder"
 
 
 def _twice(root: Path, entries: list[Entry]) -> list[Fault]:
@@ -188,7 +201,7 @@ def _twice(root: Path, entries: list[Entry]) -> list[Fault]:
     first: dict[str, Entry] = {}
     faults = []
     for entry in entries:
-        if not entry.path.stat().st_size:
+        if not entry.path.stat().st_size:  # reported already, as empty
             continue
         other = first.setdefault(file_digest(entry.path), entry)
         if other is not entry:

@@ -38,9 +38,7 @@ class Found:
 
 
 def find(root=None) -> Found | None:
-    """Look for J-HMDB in `root`; by default in data_root(), then in data/downloads. None when it is in
-    neither.
-    """
+    """Look for J-HMDB in `root`; by default in data_root(), then in data/downloads. None: not there."""
     for place in _places(root):
         if (place / "jhmdb21" / "labels.csv").is_file():
             return Found("prepared copy", place / "jhmdb21")
@@ -136,9 +134,7 @@ def _prepared(rows, folder: Path) -> list[Entry]:
 
 
 def _originals(rows, folder: Path) -> tuple[list[Entry], list[Fault]]:
-    """Entries in the table's order; the archive's other clips are ignored. A clip that is not there is a
-    fault.
-    """
+    """Entries in the table's order. Clips that it does not list are ignored; a missing one is a fault."""
     by_content = {file_digest(path): path for path in sorted(folder.glob("*/*.avi"))}
     entries, faults = [], []
     for row in rows:

@@ -36,8 +36,7 @@ _GROUP = re.compile(r"(?:^|_)(g\d+|person\d+)(?=_|$)")
 
 @dataclass(frozen=True)
 class Entry:
-    """One labelled clip before it is opened. `sha256` is what its file's digest must be, where that is known.
-    """
+    """One labelled clip before it is opened. `sha256` is its file's published digest, where there is one."""
 
     name: str
     kind: str
@@ -48,9 +47,7 @@ class Entry:
 
 
 def read_table(path, columns: Iterable[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a heading. Raises ValueError when it is no such file or lacks one of
-    `columns`.
-    """
+    """The rows of a CSV file. Raises ValueError when it is no CSV file or lacks one of `columns`."""
     path = Path(path)
     try:
         # utf-8-sig: spreadsheets put a byte-order mark in front, which would become part of the first name.
