@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -90,7 +91,7 @@ def run_all(names=None, *, profile=None, parameters=None, output="build/run", jo
         progress=screen.progress,
     )
     screen.clear()
-    print(f"{len(outcomes)} notebooks in {(time.monotonic() - started) / 60:.1f} minutes.")
+    print(f"{len(outcomes)} notebooks in {time.monotonic() - started:.0f} seconds.")
     _closing_words(outcomes, output, table)
     return worst(outcomes)
 
@@ -125,7 +126,7 @@ class _Screen:
     def progress(self, running: dict[str, str]) -> None:
         if self.live:
             state = "   ".join(f"{name}: {cell}" for name, cell in running.items())
-            width = os.get_terminal_size().columns - 1
+            width = shutil.get_terminal_size().columns - 1
             print(f"\r\x1b[K{state[:width]}", end="", flush=True)
 
     def finished(self, outcome) -> None:

@@ -1,0 +1,188 @@
+"""From labelled clips to what networks see: frames, differences of frames, optical flow.
+
+A data set is decoded once and kept in memory as bytes; crops, mirrors and the step to float happen a batch at
+a time, on the device that trains.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import torch
+
+from nlutils.torch.models.common import INPUT_CHANNELS
+from nlutils.video.cache import cached_array
+from nlutils.video.clips import Clip, ClipSet
+from nlutils.video.sampling import segment_indices
+
+__all__ = ["Inputs", "prepare"]
+
+# Optical flow is kept in steps of 1/16 pixel of the resized frame, from -8 to 8 pixels.
+FLOW_STEPS = 16
+# Differences of grey values are divided by this, which brings them near unit size on real clips.
+DIFFERENCE_UNIT = 16.0
+RGB_MEAN, RGB_STD = 0.45, 0.225
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The clips of one data set, ready to be cut into batches.
+
+    frames   uint8 (clips, 3, T + 1, H, W): T + 1 frames evenly spread over each clip, for T differences
+    flow     int8 (clips, 2, T, H, W) from each of these frames to the next, median removed, in steps of
+             1/16 pixel; None when nobody asked
+    """
+
+    name: str
+    source: str
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    labels: torch.Tensor
+    folds: torch.Tensor
+    frames: torch.Tensor
+    flow: torch.Tensor | None
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def split(self, fold: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The indices of the clips outside `fold` (to train on) and in it (to test on)."""
+        folds = sorted(set(self.folds.tolist()))
+        if fold not in folds:
+            raise ValueError(f"fold={fold!r} is not a fold of {self.name}; it has {folds}")
+        here = self.folds == fold
+        both = {self.groups[i] for i in torch.nonzero(here)[:, 0]} & {
+            self.groups[i] for i in torch.nonzero(~here)[:, 0]
+        }
+        if both:
+            raise ValueError(f"groups {sorted(both)[:3]} of {self.name} lie in fold {fold} and outside it")
+        return torch.nonzero(~here)[:, 0], torch.nonzero(here)[:, 0]
+
+    def to(self, device) -> "Inputs":
+        """The same with frames and flow on `device`."""
+        flow = None if self.flow is None else self.flow.to(device)
+        return replace(self, frames=self.frames.to(device), flow=flow)
+
+    def batch(self, kind, indices, size, *, generator=None, flip=False):
+        """What a network with `input` == `kind` sees of the clips `indices`: (B, C, T, *size), float32.
+
+        A tuple of kinds gives a tuple of tensors, cut from the same places. With a `generator` the crop is
+        drawn a clip, and half of the clips are mirrored when `flip`; without one the crop is central.
+        """
+        kinds = (kind,) if isinstance(kind, str) else kind
+        cuts = self._cuts(len(indices), size, generator, flip)
+        made = tuple(self._make(one, indices, size, cuts) for one in kinds)
+        return made[0] if isinstance(kind, str) else made
+
+    def _cuts(self, count, size, generator, flip):
+        """(top, left, mirrored) a clip."""
+        spare = [have - want for have, want in zip(self.frames.shape[-2:], size, strict=True)]
+        if min(spare) < 0:
+            raise ValueError(
+                f"size={tuple(size)} does not fit into frames of {tuple(self.frames.shape[-2:])}"
+            )
+        if generator is None:
+            return [(spare[0] // 2, spare[1] // 2, False)] * count
+        draws = torch.rand(count, 3, generator=generator).tolist()
+        return [
+            (int(y * (spare[0] + 1)), int(x * (spare[1] + 1)), flip and mirror < 0.5)
+            for y, x, mirror in draws
+        ]
+
+    def _make(self, kind, indices, size, cuts):
+        if kind not in INPUT_CHANNELS:
+            raise ValueError(f"input={kind!r} is not known; use one of {', '.join(INPUT_CHANNELS)}")
+        if kind == "flow" and self.flow is None:
+            raise ValueError("these inputs hold no optical flow; call prepare(..., flow=True)")
+        stored = self.flow if kind == "flow" else self.frames
+        height, width = size
+        parts = []
+        for index, (top, left, mirrored) in zip(indices.tolist(), cuts, strict=True):
+            part = stored[index, :, :, top : top + height, left : left + width]
+            parts.append(part.flip(-1) if mirrored else part)
+        x = torch.stack(parts).float()
+        if kind == "rgb":
+            return (x[:, :, :-1] / 255 - RGB_MEAN) / RGB_STD
+        if kind == "differences":
+            return (x[:, :, 1:] - x[:, :, :-1]) / DIFFERENCE_UNIT
+        x /= FLOW_STEPS
+        mirrored = torch.tensor([cut[2] for cut in cuts], device=x.device)
+        x[:, 0] = torch.where(
+            mirrored[:, None, None, None], -x[:, 0], x[:, 0]
+        )  # to the left becomes to the right
+        return x
+
+
+def prepare(
+    clips: ClipSet, frames: int = 16, resize=(45, 60), *, flow: bool = True, progress: bool = False
+) -> Inputs:
+    """Decode every clip of `clips` once: `frames` + 1 frames of `resize` pixels each, and their optical flow.
+
+    The flow is computed on the frames as the clip set gives them, its median over space is removed (the part
+    of the motion that is the camera's), and it is kept in the cache, keyed by the frames' content.
+    """
+    if len(clips) == 0:
+        raise ValueError(f"{clips.name} has no clips")
+    stored_frames, stored_flow = [], []
+    for clip in _progress(clips.clips, progress):
+        picked = _pick(clip, frames + 1)
+        stored_frames.append(_resized(picked, resize).transpose(3, 0, 1, 2))
+        if flow:
+            stored_flow.append(_cached_flow(picked, resize).transpose(3, 0, 1, 2))
+    return Inputs(
+        name=clips.name,
+        source=clips.source,
+        classes=tuple(clips.classes),
+        names=tuple(clip.name for clip in clips.clips),
+        groups=tuple(clip.group for clip in clips.clips),
+        labels=torch.tensor([clip.label for clip in clips.clips]),
+        folds=torch.tensor([clip.fold for clip in clips.clips]),
+        frames=torch.from_numpy(np.stack(stored_frames)),
+        flow=torch.from_numpy(np.stack(stored_flow)) if flow else None,
+        left_out=len(clips.faults),
+    )
+
+
+def _pick(clip: Clip, count: int) -> np.ndarray:
+    """`count` frames, evenly spread over the clip; a short clip shows some of them twice."""
+    frames = clip.frames()
+    return frames[segment_indices(len(frames), count)]
+
+
+def _resized(frames: np.ndarray, size) -> np.ndarray:
+    height, width = size
+    if frames.shape[1:3] == (height, width):
+        return frames
+    return np.stack([cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in frames])
+
+
+def _cached_flow(frames: np.ndarray, size) -> np.ndarray:
+    digest = hashlib.sha256(np.ascontiguousarray(frames)).hexdigest()
+    key = f"dis median-removed {FLOW_STEPS} {frames.shape} {tuple(size)} {digest}"
+    return cached_array("study-flow", key, lambda: _flow(frames, size))
+
+
+def _flow(frames: np.ndarray, size) -> np.ndarray:
+    """uint8 (T + 1, H, W, 3) -> int8 (T, *size, 2): DIS flow without its median, in steps of 1/16 pixel."""
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    height, width = size
+    fields = []
+    for before, after in pairwise(grey):
+        field = dis.calc(before, after, None)
+        field -= np.median(field, axis=(0, 1))
+        field = cv2.resize(field, (width, height), interpolation=cv2.INTER_AREA)
+        fields.append(field * (width / before.shape[1], height / before.shape[0]))
+    return np.clip(np.rint(np.stack(fields) * FLOW_STEPS), -128, 127).astype(np.int8)
+
+
+def _progress(items, shown: bool):
+    if not shown:
+        return items
+    from tqdm.auto import tqdm
+
+    return tqdm(items, desc="clips", unit="clip")

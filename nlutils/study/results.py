@@ -1,0 +1,154 @@
+"""Recorded results: one JSON file a run, and the statistics that are computed from them.
+
+A run is one network trained on all folds but one and tested on that one. `data/results/<study>/<run>.json`
+holds its settings, the logits of every test clip, its cost and its provenance.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nlutils.paths import atomic_path, results_root
+
+__all__ = ["Interval", "Run", "correct_by_clip", "difference_interval", "interval", "read_runs", "write_run"]
+
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as it is recorded. `logits[i]` belongs to the clip `names[i]` of class `classes[labels[i]]`."""
+
+    study: str
+    run: str
+    row: str
+    model: str
+    options: dict
+    input: str
+    fold: int
+    seed: int
+    recipe: dict
+    data: dict
+    accuracy: float
+    losses: list
+    cost: dict
+    seconds: dict
+    provenance: dict
+    classes: list
+    names: list
+    groups: list
+    labels: list
+    logits: list
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether each clip is classified right, in the order of `names`."""
+        return np.argmax(self.logits, axis=1) == np.asarray(self.labels)
+
+
+def run_path(study: str, run: str, root=None) -> Path:
+    """`data/results/<study>/<run>.json`."""
+    return Path(root or results_root()) / study / f"{run}.json"
+
+
+def write_run(result: Run, root=None) -> Path:
+    """Write `result` atomically; returns the path. Raises ValueError for numbers that are not finite."""
+    if not np.isfinite(np.asarray(result.logits, dtype=float)).all():
+        raise ValueError(f"{result.run} has logits that are not finite")
+    path = run_path(result.study, result.run, root)
+    # A line a field keeps the files readable and their changes small.
+    lines = [
+        f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in asdict(result).items()
+    ]
+    with atomic_path(path) as temporary:
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    return path
+
+
+def read_run(path) -> Run:
+    """The run in the file `path`; ValueError, naming the file, when it is not one."""
+    try:
+        return Run(**json.loads(Path(path).read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a recorded run: {error}") from error
+
+
+def read_runs(study: str, root=None) -> list[Run]:
+    """All recorded runs of `study`, sorted by row, fold and seed; FileNotFoundError when there are none."""
+    folder = Path(root or results_root()) / study
+    runs = [read_run(path) for path in sorted(folder.glob("*.json"))]
+    if not runs:
+        raise FileNotFoundError(
+            f"no run of {study!r} is recorded in {folder}; nlutils.study.run_study records them"
+        )
+    return sorted(runs, key=lambda run: (run.row, run.fold, run.seed))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self):
+        return f"{100 * self.value:.0f} % ({100 * self.low:.0f} to {100 * self.high:.0f})"
+
+
+def correct_by_clip(runs: list[Run]) -> dict[str, tuple[str, float]]:
+    """{clip: (its group, the share of seeds that classify it right)} over the runs of one row.
+
+    Each clip is tested by the fold that left it out, so all folds together test every clip once a seed.
+    """
+    if len({run.row for run in runs}) != 1:
+        raise ValueError(f"runs of one row are needed, not of {sorted({run.row for run in runs})}")
+    votes: dict[str, list] = {}
+    group_of = {}
+    for run in runs:
+        for name, group, right in zip(run.names, run.groups, run.right, strict=True):
+            votes.setdefault(name, []).append(right)
+            group_of[name] = group
+    return {name: (group_of[name], float(np.mean(right))) for name, right in sorted(votes.items())}
+
+
+def interval(runs: list[Run], draws: int = DRAWS, seed: int = 0) -> Interval:
+    """The accuracy of one row, and its 95 % percentile bootstrap interval over source groups.
+
+    The accuracy is the share of all tested clips that are right: the mean over folds, each weighted by its
+    clips. Clips of a group come from one film or person and are right or wrong together, so groups are drawn
+    with replacement, not clips (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 8).
+    """
+    clips = correct_by_clip(runs)
+    return bootstrap(
+        [group for group, _ in clips.values()], [right for _, right in clips.values()], draws, seed
+    )
+
+
+def difference_interval(runs_a: list[Run], runs_b: list[Run], draws: int = DRAWS, seed: int = 0) -> Interval:
+    """Accuracy of row a minus that of row b on the same clips, with its 95 % interval, groups drawn for both
+    at once.
+
+    Raises ValueError when the two rows were not tested on the same clips.
+    """
+    a, b = correct_by_clip(runs_a), correct_by_clip(runs_b)
+    if a.keys() != b.keys():
+        raise ValueError(
+            f"{runs_a[0].row} was tested on {len(a)} clips and {runs_b[0].row} on {len(b)}, "
+            f"{len(a.keys() & b.keys())} of them the same; a paired difference needs the same clips"
+        )
+    return bootstrap([a[name][0] for name in a], [a[name][1] - b[name][1] for name in a], draws, seed)
+
+
+def bootstrap(groups, values, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """The mean of `values` with its 95 % percentile interval, whole `groups` drawn with replacement."""
+    names = sorted(set(groups))
+    index = np.asarray([names.index(group) for group in groups])
+    total = np.bincount(index, weights=np.asarray(values, dtype=float), minlength=len(names))
+    count = np.bincount(index, minlength=len(names))
+    picks = np.random.default_rng(seed).integers(0, len(names), size=(draws, len(names)))
+    means = total[picks].sum(axis=1) / count[picks].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(total.sum() / count.sum()), float(low), float(high))

@@ -1,0 +1,118 @@
+"""The training loop."""
+
+import os
+import pickle
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from nlutils.paths import atomic_path
+from nlutils.study.inputs import Inputs
+from nlutils.study.recipe import Recipe
+
+__all__ = ["seeded", "train"]
+
+
+@contextmanager
+def seeded(seed: int):
+    """Seed PyTorch inside the block, and give the generators' states back afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def train(
+    model,
+    inputs: Inputs,
+    indices: torch.Tensor,
+    recipe: Recipe,
+    *,
+    checkpoint=None,
+    progress: bool = False,
+    after_epoch: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Train `model` in place on the clips `indices` of `inputs`; returns the mean loss of each epoch.
+
+    Runs all of `recipe.epochs`; nothing stops it early. `inputs` lie on the device of `model` (see
+    `Inputs.to`). With `checkpoint` (a path), the state is written there after every epoch, and a run that was
+    killed goes on behind its last full epoch, to the same weights: everything random in an epoch follows from
+    (seed, epoch). `after_epoch(epoch, loss)` is called after each.
+
+    Raises FloatingPointError when the loss is no longer finite, ValueError for a checkpoint of another run.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    labels = inputs.labels.to(inputs.frames.device)
+    losses = _resume(checkpoint, model, optimizer, recipe)
+    for epoch in _epochs(len(losses), recipe.epochs, progress):
+        model.train()
+        with seeded(1_000_003 * recipe.seed + epoch):
+            draw = torch.Generator().manual_seed(1_000_003 * recipe.seed + epoch)
+            batches = _batches(indices, recipe.batch, draw)
+            total = 0.0
+            for step, batch in enumerate(batches):
+                optimizer.param_groups[0]["lr"] = recipe.rate(epoch + step / len(batches))
+                x = inputs.batch(model.input, batch, recipe.size, generator=draw, flip=recipe.flip)
+                loss = model.loss(x, labels[batch])
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                total += loss.item() * len(batch)
+        losses.append(total / len(indices))
+        if not torch.isfinite(torch.tensor(losses[-1])):
+            raise FloatingPointError(f"the loss is {losses[-1]} in epoch {epoch}; lower lr={recipe.lr}")
+        if checkpoint is not None:
+            _save(checkpoint, model, optimizer, recipe, losses)
+        if after_epoch is not None:
+            after_epoch(epoch, losses[-1])
+    return losses
+
+
+def _batches(indices, size, generator):
+    """The clips in a new order, cut into batches; a last clip alone joins the batch before it."""
+    order = indices[torch.randperm(len(indices), generator=generator)]
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def _epochs(start, stop, progress):
+    if not progress:
+        return range(start, stop)
+    from tqdm.auto import tqdm
+
+    return tqdm(range(start, stop), initial=start, total=stop, desc="epochs", unit="epoch")
+
+
+def _save(path, model, optimizer, recipe, losses):
+    state = {
+        "settings": recipe.settings(),
+        "losses": losses,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def _resume(path, model, optimizer, recipe) -> list[float]:
+    """Load the checkpoint at `path` when there is one; returns the losses of the epochs behind it."""
+    if path is None or not Path(path).is_file():
+        return []
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        settings, losses = state["settings"], state["losses"]
+        if settings == recipe.settings():
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, KeyError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(
+            f"{os.fspath(path)} is not a checkpoint of this network ({error}); delete it"
+        ) from error
+    if settings != recipe.settings():
+        raise ValueError(
+            f"{os.fspath(path)} is a checkpoint of another recipe, {settings}; delete it or name another"
+        )
+    return losses

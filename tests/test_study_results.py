@@ -1,0 +1,205 @@
+"""Recorded runs, the statistics on them, costs, tables: known cases and damaged files."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from nlutils.study import (
+    Interval,
+    Run,
+    bootstrap,
+    correct_by_clip,
+    difference_interval,
+    interval,
+    markdown_table,
+    read_runs,
+    summarise,
+    write_readme_table,
+    write_run,
+)
+from nlutils.study.cost import HeldBytes, example_input, measure, multiply_adds, parameters, training_memory
+from nlutils.study.results import read_run
+from nlutils.torch import create_model
+
+torch.set_num_threads(1)
+
+
+def a_run(right, row="c3d", fold=0, seed=0, groups=None, study="trial"):
+    """A run whose clip i is classified right when right[i]; two classes, all clips of class 0."""
+    count = len(right)
+    return Run(
+        study=study, run=f"{row}-fold{fold}-seed{seed}", row=row,
+        model="c3d", options={"input": "flow"}, input="flow", fold=fold, seed=seed,
+        recipe={"epochs": 3}, data={"name": "fake", "source": "noise", "test": count},
+        accuracy=float(np.mean(right)), losses=[1.0, 0.5],
+        cost={"parameters": 300_000, "multiply_adds": 50_000_000, "forward_ms": 5.0, "training_mb": 60.0},
+        seconds={"train": 10.0, "test": 0.1},
+        provenance={"machine": {"processor": "a processor", "threads": 1}}, classes=["a", "b"],
+        names=[f"clip{fold}-{i}" for i in range(count)],
+        groups=groups or [f"g{fold}-{i}" for i in range(count)],
+        labels=[0] * count, logits=[[1.0, 0.0] if ok else [0.0, 1.0] for ok in right],
+    )  # fmt: skip
+
+
+def test_a_run_is_written_whole_and_read_equal(tmp_path):
+    run = a_run([True, False, True])
+    path = write_run(run, tmp_path)
+    assert path == tmp_path / "trial" / "c3d-fold0-seed0.json"
+    assert read_run(path) == run
+    assert read_runs("trial", tmp_path) == [run]
+    json.loads(path.read_text())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = write_run(a_run([True]), tmp_path)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", lambda *names: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            write_run(a_run([False]), tmp_path)
+    assert path.read_bytes() == before
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+
+
+def test_logits_that_are_no_numbers_are_refused(tmp_path):
+    run = replace(a_run([True]), logits=[[float("nan"), 0.0]])
+    with pytest.raises(ValueError, match="not finite"):
+        write_run(run, tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_damaged_and_missing_files_are_named(tmp_path):
+    path = write_run(a_run([True]), tmp_path)
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ValueError, match=r"c3d-fold0-seed0\.json is not a recorded run"):
+        read_runs("trial", tmp_path)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"is not a recorded run"):
+        read_run(path)
+    with pytest.raises(FileNotFoundError, match="no run of 'nothing' is recorded"):
+        read_runs("nothing", tmp_path)
+
+
+def test_bootstrap_of_known_cases():
+    assert bootstrap(["a", "b", "c"], [1, 1, 1]) == Interval(1.0, 1.0, 1.0)
+    # 100 groups of one clip, half of them right: the standard error is sqrt(0.25 / 100) = 0.05.
+    found = bootstrap(range(100), [0, 1] * 50)
+    assert found.value == 0.5
+    assert found.low == pytest.approx(0.5 - 1.96 * 0.05, abs=0.01)
+    assert found.high == pytest.approx(0.5 + 1.96 * 0.05, abs=0.01)
+    # The same 100 clips from 25 sources, right or wrong together: the standard error doubles.
+    wide = bootstrap([i // 4 for i in range(100)], [(i // 4) % 2 for i in range(100)])
+    assert wide.high - wide.low == pytest.approx(2 * (found.high - found.low), rel=0.1)
+    # Two groups, 3 clips right and 1 wrong: the draws give 0, 3/4 or 1.
+    assert bootstrap(["a", "a", "a", "b"], [1, 1, 1, 0]) == Interval(0.75, 0.0, 1.0)
+
+
+def test_an_interval_is_over_all_folds_and_seeds():
+    runs = [
+        a_run([True, False], fold=0),
+        a_run([True, True, True], fold=1),
+        a_run([True, True], fold=0, seed=1),
+    ]
+    assert {name: right for name, (_, right) in correct_by_clip(runs).items()} == {
+        "clip0-0": 1.0, "clip0-1": 0.5, "clip1-0": 1.0, "clip1-1": 1.0, "clip1-2": 1.0,
+    }  # fmt: skip
+    assert interval(runs).value == pytest.approx(4.5 / 5)
+    with pytest.raises(ValueError, match="runs of one row"):
+        interval([a_run([True]), a_run([True], row="two_stream")])
+
+
+def test_a_paired_difference_is_narrower_than_two_intervals():
+    rng = np.random.default_rng(0)
+    right = rng.random(200) < 0.5
+    better = right | (rng.random(200) < 0.1)
+    a, b = [a_run(better.tolist(), row="a")], [a_run(right.tolist(), row="b")]
+    paired = difference_interval(a, b)
+    assert paired.value == pytest.approx(better.mean() - right.mean())
+    assert 0 < paired.low < paired.high
+    assert paired.high - paired.low < 0.7 * (interval(a).high - interval(a).low)
+    assert difference_interval(a, a) == Interval(0, 0, 0)
+    with pytest.raises(ValueError, match=r"tested on 200 clips and b on 3, 3 of them the same"):
+        difference_interval(a, [a_run([True] * 3, row="b")])
+
+
+def test_parameters_and_multiply_adds_equal_hand_counts():
+    model = create_model("c3d", 8, input="flow", widths=(4, 4, 4, 4))
+    convolutions = 27 * (2 * 4 + 4 * 4 + 4 * 4 + 4 * 4)
+    assert parameters(model) == convolutions + 4 * 2 * 4 + 4 * 8 + 8
+    # Stride 1x2x2 first; pooling 2x2x2 behind the second and third convolution.
+    expected = 27 * 2 * 4 * (8 * 8 * 8) + 27 * 4 * 4 * (8 * 8 * 8 + 4 * 4 * 4 + 2 * 2 * 2) + 4 * 8
+    assert multiply_adds(model, torch.zeros(1, 2, 8, 16, 16)) == expected
+
+
+def test_non_local_blocks_cost_what_their_matrices_cost():
+    """theta: N C d; phi, g: M C d at M = N / 4 positions; the map and its product: N M d each; W_z: N d C."""
+    told = {"input": "flow", "widths": (4, 4, 4, 4)}
+    plain, with_block = (
+        create_model("c3d", 8, **told),
+        create_model("c3d_non_local", 8, non_local=(2,), **told),
+    )
+    x = torch.zeros(1, 2, 8, 16, 16)
+    N, M, C, d = 4 * 4 * 4, 4 * 2 * 2, 4, 2
+    assert (
+        multiply_adds(with_block, x) - multiply_adds(plain, x)
+        == N * C * d + 2 * M * C * d + 2 * N * M * d + N * d * C
+    )
+
+
+def test_held_bytes_counts_what_is_alive():
+    before = torch.zeros(1000)
+    with HeldBytes([before]) as held:
+        a = torch.zeros(1000)  # + 4000
+        b = a + 1  # + 4000
+        del a
+        c = b * 2  # + 4000, after - 4000
+        view = c.view(10, 100)
+    assert (held.now, held.highest) == (12_000, 12_000)
+    assert view.shape == (10, 100)
+
+
+def test_training_memory_grows_with_the_batch_and_repeats():
+    model = create_model("two_stream", 4, widths=(4, 4, 8, 8), stack=4)
+    small, large = (example_input(model, 8, (24, 32), batch) for batch in (2, 8))
+    assert training_memory(model, small) == training_memory(model, small)
+    assert 2 < training_memory(model, large) / training_memory(model, small) < 4
+    spent = measure(model, frames=8, size=(24, 32), batch=2)
+    assert set(spent) == {"parameters", "multiply_adds", "forward_ms", "training_mb", "how"}
+    assert spent["forward_ms"] > 0
+
+
+def test_the_table_has_a_row_an_architecture(tmp_path):
+    runs = [
+        a_run([True, False], row=row, fold=fold)
+        for row in ("c3d_non_local", "c3d", "other")
+        for fold in (0, 1)
+    ]
+    rows = summarise(runs)
+    assert [row.row for row in rows] == ["c3d", "c3d_non_local", "other"]
+    assert (rows[0].folds, rows[0].seeds, rows[0].accuracy.value) == (2, 1, 0.5)
+    lines = markdown_table(rows).splitlines()
+    assert len(lines) == 5
+    assert lines[2].startswith("| C3D-style, 3D | flow | 50 % (")
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_the_readme_is_written_from_the_records(tmp_path):
+    for row in ("c3d", "c3d_non_local"):
+        write_run(a_run([True, False], row=row), tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- comparison: by x -->\nold\n<!-- /comparison -->\nafter\n")
+    text = write_readme_table("trial", readme, tmp_path)
+    page = readme.read_text()
+    assert page.startswith("before\n<!-- comparison: by x -->\n| architecture |")
+    assert page.endswith("<!-- /comparison -->\nafter\n")
+    assert "\nold\n" not in page
+    assert "noise; 2 clips" in text
+    assert (tmp_path / "trial" / "comparison.png").stat().st_size > 1000
+    write_readme_table("trial", readme, tmp_path)
+    assert readme.read_text() == page
+    readme.write_text("no marks")
+    with pytest.raises(ValueError, match="has no lines <!-- comparison -->"):
+        write_readme_table("trial", readme, tmp_path)

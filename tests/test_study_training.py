@@ -1,0 +1,325 @@
+"""Inputs, the training loop, the grid of runs: exact, resumable, and leaking nothing from fold to fold."""
+
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+from nlutils.study import Recipe, accuracy, evaluate, prepare, read_runs, run_fold, run_study, seeded, train
+from nlutils.torch import create_model
+from nlutils.video.clips import Clip, ClipSet, Fault
+
+torch.set_num_threads(1)
+TINY = Recipe(epochs=4, batch=4, warmup=1, frames=4, resize=(18, 20), size=(16, 16), input="differences")
+
+
+def fake_clips(count=20, length=9, size=(36, 40)):
+    """Noise that is brighter for class 1: two clips a group, five folds."""
+
+    def reader(index):
+        def read():
+            rng = np.random.default_rng(index)
+            return rng.integers(0, 200, (length, *size, 3), dtype=np.uint8) + np.uint8(50 * (index % 2))
+
+        return read
+
+    clips = tuple(Clip(f"clip{i:02d}", i % 2, f"g{i // 2}", (i // 2) % 5, reader(i)) for i in range(count))
+    return ClipSet("fake", ("dark", "bright"), clips, "20 clips of noise", (Fault("broken.mp4", "empty"),))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NLUTILS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NLUTILS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return prepare(fake_clips(), TINY.frames, TINY.resize)
+
+
+def fresh(name="c3d", **options):
+    with seeded(TINY.seed):
+        return create_model(name, 2, widths=(4, 4, 8, 8), **options)
+
+
+def same_weights(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_prepare_keeps_bytes_and_facts(inputs):
+    assert inputs.frames.dtype == torch.uint8
+    assert inputs.frames.shape == (20, 3, 5, 18, 20)
+    assert inputs.flow.dtype == torch.int8
+    assert inputs.flow.shape == (20, 2, 4, 18, 20)
+    assert inputs.left_out == 1
+    assert inputs.labels.tolist() == [0, 1] * 10
+
+
+def test_folds_share_no_group(inputs):
+    for fold in range(5):
+        train_on, test_on = inputs.split(fold)
+        assert len(train_on) + len(test_on) == len(inputs)
+        assert not {inputs.groups[i] for i in train_on} & {inputs.groups[i] for i in test_on}
+    with pytest.raises(ValueError, match="fold=5 is not a fold of fake"):
+        inputs.split(5)
+
+
+def test_a_group_in_two_folds_is_refused(inputs):
+    from dataclasses import replace
+
+    torn = replace(inputs, folds=torch.arange(20) % 5)
+    with pytest.raises(ValueError, match=r"lie in fold 0 and outside it"):
+        torn.split(0)
+
+
+def test_inputs_are_cut_from_the_same_place(inputs):
+    picks = torch.tensor([3, 7])
+    rgb, differences, flow = inputs.batch(("rgb", "differences", "flow"), picks, (16, 16))
+    assert rgb.shape == differences.shape == (2, 3, 4, 16, 16)
+    assert flow.shape == (2, 2, 4, 16, 16)
+    centre = inputs.frames[picks][..., 1:17, 2:18].float()
+    torch.testing.assert_close(rgb, (centre[:, :, :-1] / 255 - 0.45) / 0.225)
+    torch.testing.assert_close(differences, (centre[:, :, 1:] - centre[:, :, :-1]) / 16)
+    with pytest.raises(ValueError, match="input='sound'"):
+        inputs.batch("sound", picks, (16, 16))
+    with pytest.raises(ValueError, match="does not fit"):
+        inputs.batch("rgb", picks, (19, 16))
+
+
+def test_a_mirrored_clip_moves_the_other_way(inputs):
+    picks = torch.arange(20)
+    whole = tuple(inputs.frames.shape[-2:])  # no room for crops: only the mirror is drawn
+    draw = torch.Generator().manual_seed(0)
+    rgb, flow = inputs.batch(("rgb", "flow"), picks, whole, generator=draw, flip=True)
+    plain_rgb, plain_flow = inputs.batch(("rgb", "flow"), picks, whole)
+    mirrored = [not torch.equal(a, b) for a, b in zip(rgb, plain_rgb, strict=True)]
+    assert 0 < sum(mirrored) < 20
+    for clip in torch.nonzero(torch.tensor(mirrored))[:, 0]:
+        assert torch.equal(rgb[clip], plain_rgb[clip].flip(-1))
+        assert torch.equal(flow[clip, 0], -plain_flow[clip, 0].flip(-1))
+        assert torch.equal(flow[clip, 1], plain_flow[clip, 1].flip(-1))
+
+
+def test_flow_sees_a_shift_and_forgets_the_camera():
+    """A bright square moves 2 pixels a frame over a still background, whose flow, the median, is 0."""
+    rng = np.random.default_rng(0)
+    background = rng.integers(0, 120, (64, 64), dtype=np.uint8)
+    square = rng.integers(130, 255, (20, 20), dtype=np.uint8)
+    frames = np.stack([background] * 5)
+    for t in range(5):
+        frames[t, 20:40, 10 + 2 * t : 30 + 2 * t] = square
+    frames = np.repeat(frames[..., None], 3, axis=-1)
+    clips = ClipSet("square", ("a",), (Clip("square", 0, "g", 0, lambda: frames),), "a square")
+    flow = prepare(clips, 4, (64, 64)).batch("flow", torch.tensor([0]), (64, 64))[0]
+    moved = flow[:, 0, 24:36, 16:26].median(dim=-1).values.median(dim=-1).values
+    torch.testing.assert_close(moved, torch.tensor([2.0, 0.0]), atol=0.3, rtol=0)
+    assert flow[:, :, :10].abs().median() < 0.1
+
+
+def test_recipes_refuse_what_cannot_be_meant():
+    assert Recipe(**TINY.settings()) == TINY
+    for setting, value in {
+        "epochs": 0, "batch": 1, "lr": 0, "weight_decay": -1, "schedule": "linear", "input": "sound",
+        "seed": -1, "resize": 18, "size": (60, 16), "frames": 2.5, "warmup": -1,
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=f"{setting}="):
+            TINY.replace(**{setting: value})
+    with pytest.raises(TypeError, match="no setting 'epoch'"):
+        TINY.replace(epoch=3)
+
+
+def test_learning_rates_follow_the_schedule():
+    recipe = TINY.replace(epochs=10, warmup=0, lr=1.0)
+    assert recipe.rate(0) == 1.0
+    assert recipe.rate(5) == pytest.approx(0.5)
+    assert recipe.rate(10) == pytest.approx(0.0)
+    step = recipe.replace(schedule="step", epochs=9)
+    assert [round(step.rate(epoch), 3) for epoch in (0, 5, 6, 7, 8)] == [1, 1, 0.1, 0.1, 0.01]
+    warm = recipe.replace(schedule="constant", warmup=4)
+    assert 0 < warm.rate(0) < warm.rate(2) < warm.rate(4) == 1.0
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["c3d", "cnn_rnn"])  # both use dropout
+def test_a_resumed_run_equals_an_uninterrupted_one(name, inputs, tmp_path):
+    indices, _ = inputs.split(0)
+    straight = fresh(name)
+    losses = train(straight, inputs, indices, TINY)
+    assert len(losses) == TINY.epochs
+
+    def kill(epoch, loss):
+        if epoch == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(fresh(name), inputs, indices, TINY, checkpoint=tmp_path / "run.pt", after_epoch=kill)
+    seen = []
+    resumed = fresh(name)
+    torch.rand(7)  # whatever else the process draws must not matter
+    again = train(
+        resumed,
+        inputs,
+        indices,
+        TINY,
+        checkpoint=tmp_path / "run.pt",
+        after_epoch=lambda epoch, loss: seen.append(epoch),
+    )
+    assert seen == [2, 3]
+    assert again == losses
+    assert same_weights(straight, resumed)
+
+
+def test_checkpoints_of_other_runs_are_refused(inputs, tmp_path):
+    indices, _ = inputs.split(0)
+    path = tmp_path / "run.pt"
+    train(fresh(), inputs, indices, TINY, checkpoint=path)
+    with pytest.raises(ValueError, match=r"run\.pt is a checkpoint of another recipe"):
+        train(fresh(), inputs, indices, TINY.replace(lr=1e-3), checkpoint=path)
+    with pytest.raises(ValueError, match=r"run\.pt is not a checkpoint of this network"):
+        train(fresh("frame_average"), inputs, indices, TINY, checkpoint=path)
+    path.write_bytes(b"half a file")
+    with pytest.raises(ValueError, match=r"run\.pt is not a checkpoint"):
+        train(fresh(), inputs, indices, TINY, checkpoint=path)
+
+
+def test_training_leaves_the_global_generator_alone(inputs):
+    torch.manual_seed(5)
+    train(fresh(), inputs, torch.arange(8), TINY.replace(epochs=1))
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(1))
+
+
+def test_a_lone_last_clip_joins_the_batch_before_it(inputs):
+    """Batch normalisation cannot normalise one vector; 9 clips in batches of 4 are 4 + 5."""
+    assert np.isfinite(train(fresh(), inputs, torch.arange(9), TINY.replace(epochs=1))).all()
+
+
+def test_diverging_training_says_so(inputs):
+    with pytest.raises(FloatingPointError, match=r"lower lr="):
+        train(fresh("frame_average", dropout=0.0), inputs, torch.arange(8), TINY.replace(lr=1e30, warmup=0))
+
+
+def test_training_learns_what_is_there(inputs):
+    train_on, test_on = inputs.split(0)
+    recipe = TINY.replace(epochs=15, lr=1e-2)
+    model = fresh("frame_average", input="rgb", dropout=0.0)
+    losses = train(model, inputs, train_on, recipe)
+    assert losses[-1] < 0.5 * losses[0]
+    logits = evaluate(model, inputs, test_on, recipe)
+    assert logits.shape == (4, 2)
+    assert accuracy(logits, inputs.labels[test_on]) == 1.0
+
+
+def test_accuracy_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="0 rows of logits"):
+        accuracy(torch.zeros(0, 2), torch.zeros(0))
+
+
+SMALL = {
+    "2d": ("frame_average", {"widths": (4, 4, 8, 8)}),
+    "streams": ("two_stream", {"widths": (4, 4, 8, 8), "stack": 2}),
+}
+
+
+def test_a_study_records_each_run_once(inputs, tmp_path):
+    lines = []
+    again = {
+        "models": SMALL,
+        "folds": [0, 3],
+        "clips": inputs,
+        "recipe": TINY.replace(epochs=1),
+        "root": tmp_path,
+    }
+    runs = run_study("tiny", **again, log=lines.append)
+    assert [run.run for run in runs] == [
+        "2d-fold0-seed0",
+        "2d-fold3-seed0",
+        "streams-fold0-seed0",
+        "streams-fold3-seed0",
+    ]
+    assert len(lines) == 4
+    assert runs == read_runs("tiny", tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "tiny").iterdir()}
+    assert len(before) == 4
+    (tmp_path / "tiny" / "2d-fold0-seed0.json").unlink()
+    lines.clear()
+    assert [run.logits for run in run_study("tiny", **again, log=lines.append)] == [
+        run.logits for run in runs
+    ]
+    assert sorted("recorded before" in line for line in lines) == [False, True, True, True]
+    assert sum(path.stat().st_mtime_ns == time for path, time in before.items()) == 3
+    assert not list((tmp_path / "cache").rglob("*.pt"))
+    with pytest.raises(ValueError, match="recorded with other settings"):
+        run_study("tiny", **{**again, "recipe": TINY.replace(epochs=2)}, log=lines.append)
+
+
+def test_a_run_says_where_it_comes_from(inputs):
+    run = run_fold(inputs, "c3d", 1, TINY.replace(epochs=1), options={"widths": [4, 4, 8, 8]})
+    assert run.data == {"name": "fake", "source": "20 clips of noise", "train": 16, "test": 4, "left_out": 1}
+    assert run.names == ["clip02", "clip03", "clip12", "clip13"]
+    assert run.options["input"] == run.input == "differences"
+    assert len(run.provenance["code"]) == 64
+    assert (
+        run.provenance["versions"]["torch"] == torch.__version__.split("+")[0]
+        or "+" in run.provenance["versions"]["torch"]
+    )
+    assert run.provenance["machine"]["threads"] == 1
+    assert run.accuracy == np.mean(run.right)
+
+
+def test_unknown_rows_are_refused_before_anything_runs(inputs):
+    with pytest.raises(ValueError, match="name='c4d'"):
+        run_study("tiny", models=["c4d"], clips=inputs, recipe=TINY)
+    with pytest.raises(TypeError, match="c3d has no option 'width'"):
+        run_study("tiny", models={"wide": ("c3d", {"width": 4})}, clips=inputs, recipe=TINY)
+
+
+def test_a_killed_process_goes_on_to_the_same_result(inputs, tmp_path):
+    """SIGKILL after the second epoch, in a process of its own; the next call ends the run."""
+    torch.save(inputs, tmp_path / "inputs.pt")
+    program = textwrap.dedent(f"""
+        import os, signal, sys, torch
+        sys.path.insert(0, {str(__import__("pathlib").Path(__file__).parent)!r})
+        from test_study_training import SMALL, TINY
+        from nlutils.study import study, train
+        def dies(*args, **kwargs):
+            kill = lambda epoch, loss: os.kill(os.getpid(), signal.SIGKILL) if epoch == 1 else None
+            return train(*args, **kwargs, after_epoch=kill)
+        study.train = dies
+        inputs = torch.load({str(tmp_path / "inputs.pt")!r}, weights_only=False)
+        study.run_study("killed", models=SMALL, folds=[0], clips=inputs, recipe=TINY, root={str(tmp_path)!r})
+    """)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == -9, ended.stderr
+    assert not list(tmp_path.glob("killed/*.json"))
+    assert len(list((tmp_path / "cache").rglob("2d-fold0*.pt"))) == 1
+    resumed = run_study(
+        "killed", models=SMALL, folds=[0], clips=inputs, recipe=TINY, root=tmp_path, log=lambda line: None
+    )
+    straight = run_study(
+        "straight", models=SMALL, folds=[0], clips=inputs, recipe=TINY, root=tmp_path, log=lambda line: None
+    )
+    assert [(run.logits, run.losses) for run in resumed] == [(run.logits, run.losses) for run in straight]
+
+
+def test_two_processes_record_what_one_does(inputs, tmp_path):
+    told = {
+        "models": SMALL,
+        "folds": [0],
+        "clips": inputs,
+        "recipe": TINY.replace(epochs=1),
+        "root": tmp_path,
+    }
+    one = run_study("one", **told, log=lambda line: None)
+    two = run_study("two", **told, jobs=2, log=lambda line: None)
+    assert [run.logits for run in one] == [run.logits for run in two]
