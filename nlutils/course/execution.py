@@ -95,10 +95,12 @@ def run_tasks(
         **os.environ,
         **(environment or {}),
     }
+    # A backend named in the shell would replace the one with which kernels show figures.
     env.pop("MPLBACKEND", None)
     running: dict[str, str] = {}
     processes: set[subprocess.Popen] = set()
     lock = threading.Lock()
+    stopping = threading.Event()
 
     def one(task: Task) -> Outcome:
         def tell(state: str | None) -> None:
@@ -113,7 +115,7 @@ def run_tasks(
         outcome = _run(task, env, limit, processes, tell)
         tell(None)
         with lock:
-            if finished:
+            if finished and not stopping.is_set():
                 finished(outcome)
         return outcome
 
@@ -122,6 +124,7 @@ def run_tasks(
         try:
             return [future.result() for future in futures]
         except BaseException:
+            stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(processes):
                 process.terminate()
