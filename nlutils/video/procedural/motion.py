@@ -38,18 +38,54 @@ _AT = {name: index for index, name in enumerate(POINTS)}
 # degrees, tempo in cycles a second, lengths in body heights. A cycle is two steps, two punches (one an arm),
 # one clap, one wave. `view` is the angle between facing the camera (0) and facing the picture's edge (90).
 RANGES = {
-    "boxing": dict(tempo=(0.9, 1.7), view=(30, 90), reach=(0.75, 1.0), height=(-0.06, 0.06), snap=(1.0, 3.5)),
-    "handclapping": dict(tempo=(1.1, 2.1), view=(-55, 55), reach=(0.18, 0.28), height=(-0.07, 0.09), gap=(0.22, 0.50)),
-    "handwaving": dict(tempo=(0.8, 1.6), view=(-55, 55), reach=(0.80, 0.98), centre=(115, 140), swing=(22, 42)),
-    "jogging": dict(
-        tempo=(1.10, 1.45), view=(65, 110), hip=(24, 35), knee=(55, 95), elbow=(55, 100), lean=(2, 9), flight=(0.01, 0.035)
-    ),
-    "running": dict(
-        tempo=(1.30, 1.75), view=(65, 110), hip=(31, 44), knee=(80, 120), elbow=(75, 115), lean=(5, 15), flight=(0.02, 0.06)
-    ),
-    "walking": dict(
-        tempo=(0.85, 1.20), view=(65, 110), hip=(18, 28), knee=(40, 62), elbow=(8, 60), lean=(0, 5), flight=(0.0, 0.0)
-    ),
+    "boxing": {
+        "tempo": (0.9, 1.7),
+        "view": (30, 90),
+        "reach": (0.75, 1.0),
+        "height": (-0.06, 0.06),
+        "snap": (1.0, 3.5),
+    },
+    "handclapping": {
+        "tempo": (1.1, 2.1),
+        "view": (-55, 55),
+        "reach": (0.18, 0.28),
+        "height": (-0.07, 0.09),
+        "gap": (0.22, 0.50),
+    },
+    "handwaving": {
+        "tempo": (0.8, 1.6),
+        "view": (-55, 55),
+        "reach": (0.80, 0.98),
+        "centre": (115, 140),
+        "swing": (22, 42),
+    },
+    "jogging": {
+        "tempo": (1.10, 1.45),
+        "view": (65, 110),
+        "hip": (24, 35),
+        "knee": (55, 95),
+        "elbow": (55, 100),
+        "lean": (2, 9),
+        "flight": (0.01, 0.035),
+    },
+    "running": {
+        "tempo": (1.30, 1.75),
+        "view": (65, 110),
+        "hip": (31, 44),
+        "knee": (80, 120),
+        "elbow": (75, 115),
+        "lean": (5, 15),
+        "flight": (0.02, 0.06),
+    },
+    "walking": {
+        "tempo": (0.85, 1.20),
+        "view": (65, 110),
+        "hip": (18, 28),
+        "knee": (40, 62),
+        "elbow": (8, 60),
+        "lean": (0, 5),
+        "flight": (0.0, 0.0),
+    },
 }
 
 
@@ -71,7 +107,9 @@ class Body:
     def random(cls, rng):
         """A body whose parts differ from the usual by up to 8 percent."""
         usual = cls()
-        return cls(**{name: getattr(usual, name) * rng.uniform(0.92, 1.08) for name in cls.__dataclass_fields__})
+        return cls(
+            **{name: getattr(usual, name) * rng.uniform(0.92, 1.08) for name in cls.__dataclass_fields__}
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +146,7 @@ def _pulse(phase, sharpness):
 
 
 def _bend(start, end, first, second, pole):
-    """The middle joint of a two-bone limb from `start` towards `end`, bent to the side of `pole`; and the end reached."""
+    """The middle joint and the end of a two-bone limb from `start` towards `end`, bent towards `pole`."""
     towards = end - start
     distance = np.linalg.norm(towards, axis=-1, keepdims=True)
     axis = towards / np.maximum(distance, 1e-9)
@@ -130,21 +168,27 @@ def _upper_body(points, body, pelvis, lean, twist):
     for side, sign in (("left", 1), ("right", -1)):
         across = sign * body.shoulders * _vector(np.cos(twist), 0, -np.sin(twist))
         points[:, _AT[f"{side} shoulder"]] = neck - 0.025 * up + across
-        points[:, _AT[f"{side} hip"]] = pelvis + sign * body.hips * _vector(np.cos(0.4 * twist), 0, np.sin(0.4 * twist))
+        points[:, _AT[f"{side} hip"]] = pelvis + sign * body.hips * _vector(
+            np.cos(0.4 * twist), 0, np.sin(0.4 * twist)
+        )
 
 
 def _stand(points, body, pelvis, step):
     """Legs of a standing body: feet fixed, one `step` before the other, knees bent as the pelvis asks."""
     for side, sign in (("left", 1), ("right", -1)):
         ankle = _vector(sign * 1.5 * body.hips, body.ankle, sign * step / 2) + 0 * pelvis
-        knee, ankle = _bend(points[:, _AT[f"{side} hip"]], ankle, body.thigh, body.shank, np.array([0.0, 0.0, 1.0]))
+        knee, ankle = _bend(
+            points[:, _AT[f"{side} hip"]], ankle, body.thigh, body.shank, np.array([0.0, 0.0, 1.0])
+        )
         points[:, _AT[f"{side} knee"]] = knee
         points[:, _AT[f"{side} ankle"]] = ankle
         points[:, _AT[f"{side} toe"]] = ankle + np.array([sign * 0.025, -0.015, 0.075])
 
 
 def _reach(points, body, side, wrist, pole):
-    elbow, wrist = _bend(points[:, _AT[f"{side} shoulder"]], wrist, body.upper_arm, body.forearm, np.asarray(pole, float))
+    elbow, wrist = _bend(
+        points[:, _AT[f"{side} shoulder"]], wrist, body.upper_arm, body.forearm, np.asarray(pole, float)
+    )
     points[:, _AT[f"{side} elbow"]] = elbow
     points[:, _AT[f"{side} wrist"]] = wrist
 
@@ -229,7 +273,9 @@ def _gait(phase, body, drawn):
         points[:, _AT[f"{side} toe"]] = ankle + 0.085 * _vector(0, np.sin(sole) - 0.15, np.cos(sole))
         upper = -0.9 * swing * np.cos(legs[side]) - np.deg2rad(4)
         fore = upper + np.deg2rad(drawn["elbow"]) * (1 - 0.2 * np.cos(legs[side]))
-        elbow = points[:, _AT[f"{side} shoulder"]] + body.upper_arm * _vector(0.12 * sign, -np.cos(upper), np.sin(upper))
+        elbow = points[:, _AT[f"{side} shoulder"]] + body.upper_arm * _vector(
+            0.12 * sign, -np.cos(upper), np.sin(upper)
+        )
         wrist = elbow + body.forearm * _vector(-0.15 * sign, -np.cos(fore), np.sin(fore))
         points[:, _AT[f"{side} elbow"]] = elbow
         points[:, _AT[f"{side} wrist"]] = wrist

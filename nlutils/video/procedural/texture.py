@@ -36,7 +36,7 @@ class Texture:
         return cls(np.asarray(mean, float), waves, amplitudes)
 
     def look(self, x, y) -> np.ndarray:
-        """Colours at the grid of `x` (T, W) by `y` (T, H), both in pixels of the plane: float32 (T, H, W, 3)."""
+        """Colours at the grid of `x` (T, W) by `y` (T, H), in pixels of the plane: float32 (T, H, W, 3)."""
         # exp(i (kx x + ky y)) is a product of a factor of x and a factor of y, so the sum over waves is a
         # matrix product.
         along_x = np.exp(1j * np.multiply.outer(x, self.waves[:, 0])).astype(np.complex64)
