@@ -1,6 +1,6 @@
 """The study: train, test and measure networks on clips, and record what comes out."""
 
-from nlutils.study.cost import measure
+from nlutils.study.cost import example_input, measure, multiply_adds, parameters
 from nlutils.study.evaluate import accuracy, evaluate
 from nlutils.study.inputs import Inputs, prepare
 from nlutils.study.provenance import code_digest, provenance
@@ -42,9 +42,12 @@ __all__ = [
     "describe",
     "difference_interval",
     "evaluate",
+    "example_input",
     "interval",
     "markdown_table",
     "measure",
+    "multiply_adds",
+    "parameters",
     "prepare",
     "provenance",
     "read_runs",

@@ -6,7 +6,6 @@ a time, on the device that trains.
 
 import hashlib
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from nlutils.torch.models.common import INPUT_CHANNELS
 from nlutils.video.cache import cached_array
 from nlutils.video.clips import Clip, ClipSet
+from nlutils.video.flow import optical_flow
 from nlutils.video.sampling import segment_indices
 
 __all__ = ["Inputs", "prepare"]
@@ -161,23 +161,19 @@ def _resized(frames: np.ndarray, size) -> np.ndarray:
 
 
 def _cached_flow(frames: np.ndarray, size) -> np.ndarray:
+    # What is kept is the small result: a hundredth of the bytes of the flow that it is made from.
     digest = hashlib.sha256(np.ascontiguousarray(frames)).hexdigest()
-    key = f"dis median-removed {FLOW_STEPS} {frames.shape} {tuple(size)} {digest}"
+    key = f"optical_flow dis median {cv2.__version__} {FLOW_STEPS} {frames.shape} {tuple(size)} {digest}"
     return cached_array("study-flow", key, lambda: _flow(frames, size))
 
 
 def _flow(frames: np.ndarray, size) -> np.ndarray:
     """uint8 (T + 1, H, W, 3) -> int8 (T, *size, 2): DIS flow without its median, in steps of 1/16 pixel."""
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    flow = optical_flow(frames, "dis", subtract_median=True)
     height, width = size
-    fields = []
-    for before, after in pairwise(grey):
-        field = dis.calc(before, after, None)
-        field -= np.median(field, axis=(0, 1))
-        field = cv2.resize(field, (width, height), interpolation=cv2.INTER_AREA)
-        fields.append(field * (width / before.shape[1], height / before.shape[0]))
-    return np.clip(np.rint(np.stack(fields) * FLOW_STEPS), -128, 127).astype(np.int8)
+    small = np.stack([cv2.resize(field, (width, height), interpolation=cv2.INTER_AREA) for field in flow])
+    small *= (width / frames.shape[2], height / frames.shape[1])  # pixels of the resized frame
+    return np.clip(np.rint(small * FLOW_STEPS), -128, 127).astype(np.int8)
 
 
 def _progress(items, shown: bool):
