@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from nlutils.course import sources
 from nlutils.video import flow as flow_module
 from nlutils.video.flow import METHODS, end_point_error, flow_cached, optical_flow, warp_back
 from nlutils.video.procedural import Actions
@@ -103,6 +104,15 @@ def test_end_point_error_by_hand():
     valid = np.zeros((1, 2, 2), bool)
     valid[0, 0] = True
     assert end_point_error(estimate, truth, valid) == 5 / 2
+
+
+def test_the_notebook_teaches_this_end_point_error():
+    taught = sources.lift("video_clips", "end_point_error")
+    clip = Actions(1, frames=4, size=48)[0]
+    estimate = optical_flow(clip.frames)
+    assert taught(estimate, clip.flow, clip.valid) == pytest.approx(
+        end_point_error(estimate, clip.flow, clip.valid), rel=1e-5
+    )
 
 
 def test_warp_back_by_hand():
