@@ -216,11 +216,12 @@ def draw_row(axes, row, places, vmax):
     for t, ax in enumerate(axes):
         plots.heatmap(ax, 100 * row[t].detach(), numbers=".0f", vmin=0, vmax=vmax)
         mark(ax, t, places, plots.COLOURS["red"])
-        ax.set_title(f"t = {t}")
 
 
 fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.2))
 draw_row(axes, row, places[0], vmax=8)
+for t, ax in enumerate(axes):
+    ax.set_title(f"t = {t}")
 plots.show(
     fig,
     "The weights of the marked position over the three frames, in per cent, between 0 and 8. The largest lie anywhere; "
@@ -314,9 +315,10 @@ nn.init.ones_(block.norm.weight)
 
 difference(block(x), x + n, "class and steps", below=1e-5)
 
-# %% [markdown] tags=["predict"]
+# %% [markdown]
 # ## 5 · What learns in the first step?
-#
+
+# %% [markdown] tags=["predict"]
 # The block starts as the identity because its gain is zero. A popular question about public implementations is: *multiplied by zero, how can it ever
 # learn?* The block has ten parameter tensors. Some loss at its output is differentiated. Write down which of the ten receive a
 # gradient that is not zero: in the first step, and in the second.
@@ -350,19 +352,20 @@ assert [name for name, (_, second) in arrived.items() if second != "yes"] == [
 # of the gain itself is the normalised $W_z y$ times the error, and that is not zero. So step 1 moves the gain and the bias only, and
 # from step 2 on the door is open. (Had we set $W_z$ *and* the gain to zero, it would stay shut for ever: exercise 3.)
 #
-# **Step 2** has a surprise of its own: three biases still get nothing but rounding errors, and always will.
+# **Step 2** has a surprise of its own: three biases still get nothing but rounding errors, and in training always will.
 #
 # - `w_z.bias` adds a constant to a channel; the normalisation subtracts the channel's mean, and with it the constant.
 # - `g.bias` adds a constant to every $g(x_j)$; the weights sum to 1, so $y$ gets the same constant, which the normalisation subtracts again.
 # - `phi.bias` adds $\theta(x_i)^T b_\phi$ to every logit of row $i$; a softmax does not change when all logits grow by the same amount.
 #
-# They do no harm, and they are in the published checkpoints, so we keep them. Notebook 07 needs to know that they are there.
-#
+# They do no harm, and they are in the published checkpoints, so we keep them. Notebook 07 meets them again.
+
+# %% [markdown]
 # ## 6 · It learns
 #
 # The task of section 1: at the marked position, channel 9 of $z$ should hold the mean of the two values that the thing has in frames 1 and 2.
-# Always answering 0 costs a squared error of 0.5 on average, the variance of a mean of two numbers of variance 1. No convolution
-# over neighbours can do much better: the thing may be anywhere.
+# Always answering 0 costs a squared error of 0.5 on average, the variance of a mean of two numbers of variance 1. A 3×3×3
+# convolution at the marked position sees 9 of the 24 places of frame 1 and nothing of frame 2, and has nothing to compare them with.
 
 # %%
 torch.manual_seed(0)
@@ -377,13 +380,11 @@ def error(block, clips, answers):
     return ((z[:, 9, 0, 1, 1] - answers.to(settings.device)) ** 2).mean()
 
 
-losses = []
 for _step in range(settings.steps):
     loss = error(block, *clips(64, rng)[:2])
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
-    losses.append(loss.item())
 
 block.eval()
 test_x, test_answer, test_places = clips(1000, np.random.default_rng(1))
@@ -405,12 +406,13 @@ with torch.no_grad():
 fig, axes = plt.subplots(2, 3, figsize=(8.4, 4.2))
 draw_row(axes[0], untrained, places[0], vmax=35)
 draw_row(axes[1], trained, places[0], vmax=35)
-axes[0, 0].set_ylabel("untrained")
-axes[1, 0].set_ylabel("trained")
+for t in range(T):
+    axes[0, t].set_title(f"t = {t}, untrained")
+    axes[1, t].set_title(f"t = {t}, trained")
 plots.show(
     fig,
     "The row of the marked position, in per cent, before and after training. Before: 1 per cent everywhere. "
-    "After: close to a third on each of the three ringed positions of the thing, its own among them, and almost nothing elsewhere.",
+    "After: close to a third on each of the three ringed positions of the thing, its own among them, and little elsewhere.",
 )
 
 # %% tags=["nbval-ignore-output"]
@@ -422,15 +424,14 @@ later = test_rows[clip, t, h, w].sum(dim=1).mean()
 itself = test_rows[:, 0, 1, 1].mean()
 assert 0.5 < later < 0.75
 assert 0.2 < itself < 0.4
-print(
-    f"weight on the two later places {later:.1f}, on itself {itself:.1f}, elsewhere {1 - later - itself:.1f}"
-)
+print(f"on the two later places {later:.2f}, on itself {itself:.2f}, elsewhere {1 - later - itself:.2f}")
 
 # %% [markdown] tags=["explain"]
-# A third each, on *three* places. Equation 1 sums over all $j$, and $j = i$ is one of them: what looks like the marked thing most of all is the marked thing.
+# Close to a third each, on *three* places. Equation 1 sums over all $j$, and $j = i$ is one of them: what looks like the marked thing most of all is the marked thing.
 # Its own value is 0, so $y$ comes out as two thirds of the mean, and $W_z$ with the gain makes up for the factor 1.5. Before training, each weight is
 # 1/72: with weights of standard deviation 0.01 all logits are nearly 0, and a fresh block looks everywhere equally.
-#
+
+# %% [markdown]
 # ## 7 · Sub-sampling: before or after?
 #
 # The map has $N^2$ entries. The paper shrinks it by a max-pooling of 1 × 2 × 2 on the side of $\phi$ and $g$: the *questions* stay, the *places looked at*
@@ -642,7 +643,7 @@ check(
 #
 # The paper's Table 2d also tries blocks in which a position looks at its own frame only. Write `space_only(theta, phi, g, T)`: the three are $(B, N, d)$ as
 # `rows` makes them, and $y$ is $(B, N, d)$ of the embedded Gaussian in which $j$ runs over the 24 positions of $i$'s frame. **Expect**: y_7 of clip 0
-# begins with 0.051, 0.123.
+# begins with -0.308, 0.133.
 #
 # <details><summary>Hint 1: a nudge</summary>A frame is then a clip of its own. What must happen to the batch axis?</details>
 # <details><summary>Hint 2: the formula</summary>Position i = (t H + h) W + w: the positions of one frame are neighbours in the list. So (B, N, d) becomes (B T, N/T, d), with no transpose.</details>
