@@ -111,9 +111,12 @@ def comparison_figure(rows: list[Row], chance: float | None = None, title: str =
         )
     if chance is not None:
         ax.axvline(100 * chance, color=COLOURS["grey"], linestyle="--", linewidth=1)
-        ax.annotate("chance", (100 * chance, -0.7), (3, 0), textcoords="offset points", color=COLOURS["grey"])
+        ax.annotate(
+            "chance", (100 * chance, -0.6), (4, 0), textcoords="offset points", color="dimgray", va="center"
+        )
     ax.set_yticks(range(len(rows)), [f"{row.title} ({row.input})" for row in rows])
-    ax.set_ylim(len(rows) - 0.4, -0.8)
+    ax.set_ylim(len(rows) - 0.4, -0.9)
+    ax.spines[["top", "right"]].set_visible(False)
     ax.set_xlim(0, 100)
     ax.set_xlabel("clips classified right, %, with 95 % interval over source groups")
     ax.set_title(title, fontsize=10)
