@@ -82,7 +82,7 @@ SLOW = ("av", "cv2", "matplotlib", "papermill", "pandas", "skimage", "sklearn", 
         ("import nlutils.reference", (*FRAMEWORKS, "av", "cv2", "matplotlib")),
         ("import nlutils.exchange", FRAMEWORKS),
         ("import nlutils.torch; nlutils.torch.NonLocalBlock", ("tensorflow", "keras", "jax", "av", "cv2")),
-        ("import nlutils.keras; nlutils.keras.NonLocalBlock", ("torch", "av", "cv2")),
+        ("import nlutils.keras; nlutils.keras.NonLocalBlock", ("torch", "av")),  # Keras itself imports cv2
         ("import nlutils.video", FRAMEWORKS),
         ("import nlutils.course", (*FRAMEWORKS, "papermill")),
         ("import nlutils.cli", FRAMEWORKS + SLOW),

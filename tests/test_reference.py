@@ -1,8 +1,6 @@
 """The reference sums against numbers worked out by hand, and what importing each room brings along."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -131,19 +129,3 @@ def test_bad_input_is_named(change, message):
     }
     with pytest.raises(ValueError, match=message):
         non_local(**(arguments | change))
-
-
-@pytest.mark.parametrize(
-    ("imports", "absent"),
-    [
-        ("nlutils.reference, nlutils.exchange", ("torch", "keras", "tensorflow", "jax")),
-        ("nlutils.torch", ("keras", "tensorflow", "jax")),
-        ("nlutils.keras", ("torch",)),
-    ],
-)
-def test_a_room_imports_only_its_own_framework(imports, absent, monkeypatch):
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
-    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
-    script = f"import sys, {imports}; print([name for name in {absent} if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
