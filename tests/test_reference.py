@@ -1,4 +1,4 @@
-"""The reference sums against numbers worked out by hand, and what importing each room brings along."""
+"""The reference sums against numbers worked out by hand."""
 
 import math
 
