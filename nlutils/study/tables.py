@@ -118,7 +118,7 @@ def comparison_figure(rows: list[Row], chance: float | None = None, title: str =
     ax.set_ylim(len(rows) - 0.4, -0.9)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_xlim(0, 100)
-    ax.set_xlabel("clips classified right, %, with 95 % interval over source groups")
+    ax.set_xlabel("clips classified right, %, and 95 % interval")
     ax.set_title(title, fontsize=10)
     return fig
 
