@@ -239,7 +239,7 @@ assert by_source > clip_by_clip[2] - clip_by_clip[1]
 # ## 4 · The table
 #
 # The same for all five networks, with what each costs: weights, multiply-adds and milliseconds of one thread
-# for one clip (the least of five measurements; they differ by a third and more), and the most memory that
+# for one clip (the least of five measurements; they differ by a quarter and more), and the most memory that
 # one training step of 16 clips needs.
 
 # %%
