@@ -38,9 +38,9 @@ from nlutils.video import describe_source, open_clips
 
 settings = course.settings(
     profile,
-    quick={"epochs": 4, "folds": [0]},
-    full={"epochs": None},  # as many as the recorded runs
-    gpu={"epochs": None, "folds": [0, 1, 2, 3, 4]},
+    quick={"steps": 120, "folds": [0]},  # batches that a network is trained on
+    full={"steps": None},  # as many as in the recorded runs
+    gpu={"steps": None, "folds": [0, 1, 2, 3, 4]},
 )
 plots.style()
 if profile != "gpu":
@@ -330,7 +330,9 @@ assert -0.01 < blocks[2] < 0.01
 # %%
 recorded = study.read_runs(clips.name) if (results_root() / clips.name).is_dir() else []
 recipe = study.Recipe(**recorded[0].recipe) if recorded else study.Recipe()
-recipe = recipe.replace(epochs=settings.epochs or recipe.epochs)
+if settings.steps:
+    train_on = min(len(clips.split(fold)[0]) for fold in settings.folds)
+    recipe = recipe.replace(epochs=max(1, round(settings.steps * recipe.batch / train_on)))
 inputs = study.prepare(clips, recipe.frames, recipe.resize)
 assert inputs.frames.shape[:3] == (len(clips), 3, recipe.frames + 1)
 print(inputs.source)
