@@ -3,7 +3,7 @@
 #   make test        lint, tests, notebooks compared with their outputs
 #   make notebooks   make the committed notebooks from notebooks/src make solutions  the solved exercises
 #   make data        fetch real clips, after showing size and terms  make lint  make clean
-# `make PYTHON=python3.12 run` takes another Python.
+# `make PYTHON=python3.12 run` takes another Python (after `make clean`).
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,7 +21,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
 	  echo "Python 3.11, 3.12 or 3.13 is needed, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11"; exit 1; }
 	@echo "Installing into $(VENV); this takes about two minutes."
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --requirement requirements.lock
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --editable .
 	@touch $@

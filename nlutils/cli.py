@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
         if options.traceback:
             raise
         print(f"nlutils: {str(error) or type(error).__name__}", file=sys.stderr)
@@ -153,7 +153,7 @@ def _study_run(options) -> int:
         options.study,
         options.models,
         options.folds,
-        options.seeds or (0,),
+        options.seeds or (recipe.seed,),
         open_clips(options.data),
         recipe,
         jobs=options.jobs,
@@ -202,6 +202,7 @@ def _notebooks_solutions(options) -> int:
 
 def _pairs(texts: list[str]) -> dict:
     """{"epochs": 3} from ["epochs=3"]; a value that is no Python literal is taken as text."""
+    words = {"true": True, "false": False}
     pairs = {}
     for text in texts:
         name, sign, value = text.partition("=")
@@ -210,7 +211,7 @@ def _pairs(texts: list[str]) -> dict:
         try:
             pairs[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            pairs[name] = value
+            pairs[name] = words.get(value, value)
     return pairs
 
 

@@ -5,7 +5,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_path", "cache_root", "data_root", "project_root", "results_root"]
+__all__ = ["atomic_path", "cache_root", "data_root", "project_root", "results_root", "shown"]
 
 
 def project_root() -> Path:
@@ -46,6 +46,14 @@ def cache_root() -> Path:
 def results_root() -> Path:
     """The folder of recorded results, `data/results`."""
     return project_root() / "data" / "results"
+
+
+def shown(path) -> str:
+    """`path` as a person reads it best: from the current folder, or whole where Windows has no such way."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:  # another drive
+        return str(path)
 
 
 @contextmanager

@@ -149,6 +149,14 @@ def test_unknown_names_are_refused_before_anything_runs(ran, tmp_path, monkeypat
     assert not output.exists()
 
 
+def test_the_folder_of_a_notebook_is_no_output_folder(tmp_path):
+    notebook = tmp_path / "01_mine.ipynb"
+    notebook.write_text("{}")
+    with pytest.raises(ValueError, match=r"is the folder of 01_mine\.ipynb itself; name another"):
+        execution.Task.of(notebook, output=tmp_path)
+    assert notebook.is_file()
+
+
 def test_solutions_are_run_and_wrong_ones_named(ran, tmp_path, monkeypatch, capsys):
     folder, _ = ran
     assert solutions.build(["01"], folder=folder, output=tmp_path / "a") == 0

@@ -16,6 +16,7 @@ from nlutils.study import (
     interval,
     markdown_table,
     read_runs,
+    readme_table,
     summarise,
     write_readme_table,
     write_run,
@@ -33,7 +34,7 @@ def a_run(right, row="c3d", fold=0, seed=0, groups=None, study="trial"):
     return Run(
         study=study, run=f"{row}-fold{fold}-seed{seed}", row=row,
         model="c3d", options={"input": "flow"}, input="flow", fold=fold, seed=seed,
-        recipe={"epochs": 3}, data={"name": "fake", "source": "noise", "test": count},
+        recipe={"epochs": 3, "batch": 16}, data={"name": "fake", "source": "noise", "test": count},
         accuracy=float(np.mean(right)), losses=[1.0, 0.5],
         cost={"parameters": 300_000, "multiply_adds": 50_000_000, "forward_ms": 5.0, "training_mb": 60.0},
         seconds={"train": 10.0, "test": 0.1},
@@ -81,6 +82,17 @@ def test_damaged_and_missing_files_are_named(tmp_path):
         read_run(path)
     with pytest.raises(FileNotFoundError, match="no run of 'nothing' is recorded"):
         read_runs("nothing", tmp_path)
+
+
+def test_a_file_that_is_being_written_is_no_run(tmp_path):
+    write_run(a_run([True]), tmp_path)
+    (tmp_path / "trial" / ".c3d-fold0-seed0.json.abcd.json").write_text("")
+    assert len(read_runs("trial", tmp_path)) == 1
+
+
+def test_an_lstm_is_counted_on_every_processor():
+    lstm = torch.nn.LSTM(4, 3, batch_first=True)
+    assert multiply_adds(lstm, torch.zeros(2, 5, 4)) == 2 * 5 * (4 * 3) * (4 + 3)
 
 
 def test_bootstrap_of_known_cases():
@@ -184,6 +196,13 @@ def test_the_table_has_a_row_an_architecture(tmp_path):
     assert len(lines) == 5
     assert lines[2].startswith("| C3D-style, 3D | flow | 50 % (")
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_rows_that_are_not_comparable_make_no_readme_table(tmp_path):
+    for row, fold in (("c3d", 0), ("c3d", 1), ("cnn_rnn", 0)):
+        write_run(a_run([True, False], row=row, fold=fold), tmp_path)
+    with pytest.raises(ValueError, match="differ in their recipe, clips, folds or seeds"):
+        readme_table("trial", tmp_path)
 
 
 def test_the_readme_is_written_from_the_records(tmp_path):

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -269,12 +271,23 @@ def test_a_run_says_where_it_comes_from(inputs):
     assert run.names == ["clip02", "clip03", "clip12", "clip13"]
     assert run.options["input"] == run.input == "differences"
     assert len(run.provenance["code"]) == 64
-    assert (
-        run.provenance["versions"]["torch"] == torch.__version__.split("+")[0]
-        or "+" in run.provenance["versions"]["torch"]
-    )
+    assert run.provenance["versions"]["torch"] == version("torch")
     assert run.provenance["machine"]["threads"] == 1
     assert run.accuracy == np.mean(run.right)
+
+
+def test_other_clips_are_not_taken_for_the_recorded_ones(inputs, tmp_path):
+    options = {"frame_average": ("frame_average", {"widths": [4, 4, 8, 8]})}
+    recipe = TINY.replace(epochs=1, warmup=0)
+    run_study("same", options, [0], (0,), inputs, recipe, root=tmp_path, log=lambda line: None)
+    others = replace(inputs, names=tuple(f"other-{name}" for name in inputs.names))
+    with pytest.raises(ValueError, match="recorded with other settings or clips"):
+        run_study("same", options, [0], (0,), others, recipe, root=tmp_path, log=lambda line: None)
+
+
+def test_clips_prepared_for_another_recipe_are_refused(inputs, tmp_path):
+    with pytest.raises(ValueError, match=r"\(frames, height, width\) = \(4, 18, 20\), and the recipe says"):
+        run_study("x", ["c3d"], [0], (0,), inputs, TINY.replace(frames=8), root=tmp_path)
 
 
 def test_unknown_rows_are_refused_before_anything_runs(inputs):

@@ -1,7 +1,6 @@
 """`nlutils doctor`: is this machine ready for the notebooks, and what to do about each fault."""
 
 import io
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import numpy as np
 
 from nlutils.course.environment import cuda_packages, direct_requirements
 from nlutils.course.execution import cores
-from nlutils.paths import cache_root, data_root, project_root
+from nlutils.paths import cache_root, data_root, project_root, shown
 
 __all__ = ["Finding", "findings", "main"]
 
@@ -213,7 +212,7 @@ def _folders():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
-                yield Finding(subject, f"{os.path.relpath(folder)} can be written")
+                yield Finding(subject, f"{shown(folder)} can be written")
         except OSError as error:
             cure = "make it writable; NLUTILS_CACHE names another folder for the cache"
             yield Finding(subject, f"{folder}: {error.strerror}", cure)

@@ -46,6 +46,10 @@ class Task:
     def of(cls, notebook: Path, *, output: Path, folder: Path | None = None, parameters: dict | None = None):
         """The task for the notebook at a path; `output` is the folder of the executed copy and of `logs/`."""
         notebook, output = Path(notebook).resolve(), Path(output).resolve()
+        if output / notebook.name == notebook:
+            raise ValueError(
+                f"output={str(output)!r} is the folder of {notebook.name} itself; name another folder"
+            )
         return cls(
             name=notebook.stem,
             notebook=notebook,
@@ -87,6 +91,7 @@ def run_tasks(
     env = {
         # Waiting threads sleep, so that notebooks that run side by side do not slow each other down.
         "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONIOENCODING": "utf-8",
         "OMP_NUM_THREADS": threads,
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TF_NUM_INTRAOP_THREADS": threads,
@@ -166,7 +171,9 @@ def _run(task: Task, env: dict, limit: float | None, processes: set, tell: Calla
         if watchdog:
             watchdog.cancel()
     if end is None:
-        last = task.log.read_text(encoding="utf-8").strip().splitlines()[-1:] or ["nothing in its log"]
+        last = task.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or [
+            "nothing in its log"
+        ]
         end = {"failure": f"its process ended with code {code}: {last[0]}"}
     return Outcome(task, time.monotonic() - started, limit=limit, **end)
 

@@ -11,7 +11,7 @@ from nlutils.arguments import one_of
 from nlutils.course.execution import Task, report, run_tasks, worst
 from nlutils.course.profiles import PROFILES
 from nlutils.course.sources import notebooks_folder
-from nlutils.paths import project_root
+from nlutils.paths import project_root, shown
 
 __all__ = ["notebook_paths", "parameter_names", "run_all"]
 
@@ -98,19 +98,19 @@ def run_all(names=None, *, profile=None, parameters=None, output="build/run", jo
 
 def _closing_words(outcomes, output: Path, table: Path) -> None:
     """Where to look next, then the comparison's table; failures come after it, so that nobody misses them."""
-    where = os.path.relpath(output)
+    where = shown(output)
     print(f"\nExecuted notebooks: {where}/*.ipynb   what they printed: {where}/logs/")
     print("Read and change them: `make lab`.")
     picture = output / "comparison.png"
     if picture.is_file():
-        print(f"The comparison as a picture: {os.path.relpath(picture)}")
+        print(f"The comparison as a picture: {shown(picture)}")
     if table.is_file():
         print("\n" + table.read_text(encoding="utf-8").strip())
     failed = [outcome for outcome in outcomes if outcome.failure]
     if failed:
         print(f"\n{len(failed)} of {len(outcomes)} notebooks failed:")
     for outcome in failed:
-        print(f"  {outcome.task.name}: {outcome.failure}\n    log: {os.path.relpath(outcome.task.log)}")
+        print(f"  {outcome.task.name}: {outcome.failure}\n    log: {shown(outcome.task.log)}")
 
 
 class _Screen:

@@ -57,7 +57,7 @@ def source_paths(names=None, folder: Path | None = None) -> list[Path]:
     paths = sorted(((folder or notebooks_folder()) / "src").glob("[0-9][0-9]_*.py"))
     if not names:
         return paths
-    return [_named(name, paths) for name in names]
+    return sorted({_named(name, paths) for name in names})
 
 
 def _named(name: str, paths: list[Path]) -> Path:

@@ -50,6 +50,7 @@ class Recipe:
             raise ValueError(f"weight_decay={self.weight_decay!r} must be 0 or above")
         one_of("schedule", self.schedule, SCHEDULES)
         one_of("input", self.input, ("rgb", "differences", "flow"))
+        one_of("flip", self.flip, (True, False))
         if self.warmup != 0:
             positive_integer("warmup", self.warmup)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:

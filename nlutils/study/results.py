@@ -78,7 +78,9 @@ def read_run(path) -> Run:
 def read_runs(study: str, root=None) -> list[Run]:
     """All recorded runs of `study`, sorted by row, fold and seed; FileNotFoundError when there are none."""
     folder = Path(root or results_root()) / study
-    runs = [read_run(path) for path in sorted(folder.glob("*.json"))]
+    # A name that begins with a dot is a file that is being written.
+    paths = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+    runs = [read_run(path) for path in paths]
     if not runs:
         raise FileNotFoundError(
             f"no run of {study!r} is recorded in {folder}; nlutils.study.run_study records them"

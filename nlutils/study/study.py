@@ -13,7 +13,7 @@ from nlutils.paths import cache_root
 from nlutils.study import cost
 from nlutils.study.evaluate import accuracy, evaluate
 from nlutils.study.inputs import Inputs, prepare
-from nlutils.study.provenance import provenance
+from nlutils.study.provenance import code_digest, provenance
 from nlutils.study.recipe import Recipe
 from nlutils.study.results import Run, read_run, run_path, write_run
 from nlutils.study.train import seeded, train
@@ -84,7 +84,11 @@ def run_study(
         context = torch.multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, mp_context=context) as pool:
             waiting = [pool.submit(_run_and_write, argument) for argument in arguments]
-            done += [_logged(future.result(), log) for future in as_completed(waiting)]
+            try:
+                done += [_logged(future.result(), log) for future in as_completed(waiting)]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     return sorted(done, key=lambda run: (run.row, run.fold, run.seed))
 
 
@@ -184,7 +188,19 @@ def _run_and_write(arguments) -> Run:
 def _checkpoint(study, row, name, options, fold, recipe, inputs):
     """Where an unfinished run is kept: a name that changes with everything that the run depends on."""
     told = json.dumps(
-        [name, _options(name, options, recipe), fold, recipe.settings(), inputs.source, inputs.names]
+        [
+            code_digest(),
+            name,
+            _options(name, options, recipe),
+            fold,
+            recipe.settings(),
+            inputs.source,
+            inputs.names,
+            inputs.classes,
+            inputs.groups,
+            inputs.labels.tolist(),
+            inputs.folds.tolist(),
+        ]
     )
     digest = hashlib.sha256(told.encode()).hexdigest()[:12]
     return cache_root() / "checkpoints" / study / f"{_run_name(row, fold, recipe.seed)}-{digest}.pt"
@@ -197,8 +213,12 @@ def _recorded(cell, inputs, root) -> Run | None:
     if not path.is_file():
         return None
     run = read_run(path)
-    wanted = (name, _options(name, options, recipe), recipe.settings(), inputs.source)
-    if (run.model, run.options, run.recipe, run.data["source"]) != wanted:
+    test_on = inputs.split(fold)[1].tolist()
+    clips = [(inputs.names[i], inputs.groups[i], int(inputs.labels[i])) for i in test_on]
+    wanted = (name, _options(name, options, recipe), recipe.settings(), inputs.source, inputs.classes, clips)
+    seen = list(zip(run.names, run.groups, run.labels, strict=True))
+    found = (run.model, run.options, run.recipe, run.data["source"], tuple(run.classes), seen)
+    if found != wanted:
         raise ValueError(
             f"{path} was recorded with other settings or clips; "
             "give this study another name, or delete the file"
@@ -228,6 +248,12 @@ def _options(name, options, recipe) -> dict:
 
 def _inputs(clips, recipe, rows) -> Inputs:
     if isinstance(clips, Inputs):
+        made = (clips.frames.shape[2] - 1, *clips.frames.shape[3:])
+        if made != (recipe.frames, *recipe.resize):
+            raise ValueError(
+                f"clips were prepared with (frames, height, width) = {made}, and the recipe says "
+                f"{(recipe.frames, *recipe.resize)}; prepare them with the recipe's frames and resize"
+            )
         return clips
     if clips is None:
         from nlutils.video import open_clips

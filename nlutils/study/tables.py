@@ -1,5 +1,6 @@
 """The comparison as a table and a picture, both drawn from recorded runs."""
 
+import json
 import re
 import statistics
 from collections.abc import Iterable
@@ -134,6 +135,13 @@ def readme_table(study: str = "core8", root=None) -> str:
     runs = read_runs(study, root)
     rows = summarise(runs)
     first = runs[0]
+    settings = {json.dumps([{**run.recipe, "seed": 0}, run.data["source"]]) for run in runs}
+    tested = {row.row: sorted((run.fold, run.seed) for run in runs if run.row == row.row) for row in rows}
+    if len(settings) > 1 or len({tuple(cells) for cells in tested.values()}) > 1:
+        raise ValueError(
+            f"the runs of {study!r} differ in their recipe, clips, folds or seeds, so their rows do not "
+            "belong in one table; run the missing ones, or give the others a study of their own"
+        )
     clips = sum(len(run.names) for run in runs if run.row == first.row and run.seed == first.seed)
     machine = first.provenance["machine"]
     where = machine.get("gpu", machine["processor"])
@@ -146,8 +154,9 @@ def readme_table(study: str = "core8", root=None) -> str:
             f"{first.data['source']}; {clips} clips, each tested by a network that saw none of its source. "
             f"{_count(rows[0].folds, 'fold')}, {_count(rows[0].seeds, 'seed')}, "
             f"{_count(first.recipe['epochs'], 'epoch')}; chance is {100 / len(first.classes):.1f} %. "
-            f"Recorded on {where}, {_count(machine['threads'], 'thread')}; every run with its logits and "
-            f"settings is in `data/results/{study}/`.",
+            "Multiply-adds and forward time are for one clip, training memory is for one step of "
+            f"{first.recipe['batch']} clips. Recorded on {where}, {_count(machine['threads'], 'thread')}; "
+            f"every run with its logits and settings is in `data/results/{study}/`.",
         ]
     )
 

@@ -55,7 +55,7 @@ print(describe_source())
 # | 11 video clips | what is a clip, as an array? |
 # | 18 comparison | which video network wins on the same clips, and by how much? |
 #
-# The formula stands in 04. If you know PyTorch only, leave out 06 and 07; if you know Keras only, leave out 05.
+# The formula stands in 04. If you know PyTorch only, leave out 06 and 07. If you know Keras only, leave out 05 and 07; 18 builds on 05.
 #
 # Three things come back in every notebook:
 #
@@ -208,10 +208,13 @@ print("the head's own colour:        ", np.rint(g[i]).astype(int))
 print("y, by non-local weights:      ", np.rint(y).astype(int))
 print("plain mean of all positions:  ", np.rint(everywhere).astype(int))
 assert np.abs(y - g[i]).max() < np.abs(everywhere - g[i]).max()
+small = w[w < 0.001]
+assert len(small) > 32_000
+assert 0.3 < small.sum() < 0.4
 
 # %% [markdown]
-# The plain mean is the colour of the background. The weighted mean is much nearer to the head's colour, but not equal to it: each of the
-# other 32,000 positions keeps a tiny weight, and together they count (Exercise 2 counts them). In a network, $g_j$ will be a vector of
+# The plain mean is the colour of the background. The weighted mean is nearer to the head's colour, but not equal to it: more than 32,000
+# positions have a weight below 0.001 each, and together a third of all weight. (Exercise 2 asks how few positions hold half of it.) In a network, $g_j$ will be a vector of
 # learned features instead of a colour, and $y_i$ collects what *all frames* know about the thing that position *i* shows.
 #
 # ## 7 · Where it fails
@@ -239,6 +242,8 @@ other = actions[lost[-2]]
 other_head = other.joints[:, procedural.JOINTS.index("head")]
 w_other = weights(patches(other.frames), position(0, other_head[0]))
 found_other = largest_in_each_frame(w_other)
+jumped = np.linalg.norm(found_other - other_head, axis=1) > 3
+assert (found_other[jumped, 1] == 0).all()
 fig, axes = plots.strip(other.frames, titles=[f"frame {t}" for t in range(T)])
 for ax, (hx, hy), (px, py) in zip(axes, other_head, found_other, strict=True):
     ax.plot(hx, hy, "+", color=plots.COLOURS["orange"], markersize=9)
@@ -250,7 +255,8 @@ plots.show(
 )
 
 # %% [markdown]
-# The circle jumps where a patch of background looks more like the head of frame 0 than the head itself does by then. A *non-local block* is
+# The circle jumps to the upper border, where a patch of background (its upper rows only repeat the border row) looks more like the
+# head of frame 0 than the head itself does by then. A *non-local block* is
 # the same computation with better descriptions: three learned maps, $\theta$, $\phi$ and $g$, choose what to compare and what
 # to take. Notebook 04 writes the formula down exactly, and 05 and 06 build the block.
 
@@ -351,4 +357,4 @@ check(
 # ## Further reading
 #
 # - X. Wang, R. Girshick, A. Gupta, K. He: *Non-local Neural Networks*. CVPR 2018. The paper that these notebooks follow.
-# - A. Buades, B. Coll, J.-M. Morel: *A non-local algorithm for image denoising*. CVPR 2005. The same weights, for pixels of one image.
+# - A. Buades, B. Coll, J.-M. Morel: *A non-local algorithm for image denoising*. CVPR 2005. The idea for the pixels of one image, with weights $e^{-|P_i - P_j|^2/h^2}$; for patches of length 1 that is our formula with $s = 2/h^2$.

@@ -282,7 +282,10 @@ assert (np.diff(f_sums[:, order], axis=1) <= 0).all()  # every row falls in this
 
 # %%
 def pairwise(theta, phi, instantiation, *, w_f=None, scale=1.0):
-    """The map w, (N, M), for theta (N, d) and phi (M, d). For the Gaussian, give x in place of both."""
+    """The map w, (N, M): N positions look at M positions, here M = N. theta is (N, d), phi (M, d).
+
+    For the Gaussian, give x in place of both.
+    """
     if instantiation in ("gaussian", "embedded_gaussian"):
         return softmax(scale * (theta @ phi.T))
     if instantiation == "dot_product":
@@ -363,7 +366,7 @@ for name, layer in {"non-local": non_local_layer, "convolution": lambda v: convo
     assert (count, backwards, any_order) == ((144, True, True) if name == "non-local" else (8, False, False))
 
 # %% [markdown] tags=["explain"]
-# A changed $x_j$ enters every sum of equation 1, hence 144; a 3 x 3 x 3 kernel in a corner reaches 8.
+# A changed $x_j$ enters every sum of equation 1, and no softmax weight is 0, hence 144; a 3 x 3 x 3 kernel in a corner reaches 8.
 #
 # The price: equation 1 never asks where $j$ is. Played backwards, every position takes its output vector
 # along to its new frame, and the mean over all positions, which a classifier often takes, stays as it was.
@@ -434,13 +437,14 @@ with np.errstate(over="ignore"):
     print(
         "the same, divided before the sum:             sum of (f / N) g =", f_half / np.float16(8192) @ g_half
     )
+    assert np.isinf(f_half @ g_half / np.float16(8192))
 
 # %% [markdown] tags=["explain"]
 # $1024 \cdot 10^2 = 102{,}400$: the logit is infinite before any softmax sees it, so is the maximum, and
 # $\infty - \infty$ is not a number. Subtracting the maximum protects $e^s$ and nothing else. float16
 # overflows in three places, and each has its cure: in $\theta_i \cdot \phi_j$ (logits in float32), in $e^s$
 # (subtract the maximum), in the sum over $j$ (dot product: divide by $N$ before the sum, as the last line
-# does; softmax: its sum, at most $N$, in float32).
+# does, and add in float32, as NumPy does; softmax: its sum, at most $N$, in float32).
 
 # %% [markdown]
 # ## 6 · The gradient by hand
@@ -538,7 +542,7 @@ assert np.allclose(jacobian.sum(axis=1), 0)  # adding one number to all logits c
 # = w_{ik} \Big( \frac{\partial L}{\partial w_{ik}} - \sum_j w_{ij} \frac{\partial L}{\partial w_{ij}} \Big)
 # $$
 #
-# The sum in the bracket is one number a row. With step 1 for $\partial L / \partial w_{ij}$ it becomes
+# The sum in the bracket is one number for each row. With step 1 for $\partial L / \partial w_{ij}$ it becomes
 # $\sum_c \frac{\partial L}{\partial y_{ic}} \sum_j w_{ij} g_{jc}$, and the inner sum is $y_{ic}$: the output
 # is enough, without the map. Fused attention kernels, which never store the map, use this.
 
@@ -580,8 +584,8 @@ difference(dphi, slope(lambda v: loss(theta, v, g), phi), "dphi, derived and mea
 # \frac{\partial L}{\partial \phi} W_\phi + \frac{\partial L}{\partial g} W_g
 # $$
 #
-# `gradients` collects steps 1 to 4. In the Gaussian, $x$ takes the place of $\theta$ and $\phi$, and gets
-# `dtheta + dphi`.
+# `gradients` collects steps 1 to 4. In the Gaussian, $x$ takes the place of $\theta$ and $\phi$: it gets
+# `dtheta + dphi + dg @ W_g`.
 
 
 # %%
@@ -602,13 +606,14 @@ measured = slope(lambda v: loss(v @ W_theta.T, v @ W_phi.T, v @ W_g.T), noisy)
 difference(dx, measured, "dx, derived and measured", below=1e-8)
 
 gaussian_gradients = gradients(noisy, noisy, g, dy)
-measured = slope(lambda v: loss(v, v, g, "gaussian"), noisy)
-difference(gaussian_gradients[0] + gaussian_gradients[1], measured, "Gaussian, dtheta + dphi", below=1e-8)
+dx = gaussian_gradients[0] + gaussian_gradients[1] + gaussian_gradients[2] @ W_g
+measured = slope(lambda v: loss(v, v, v @ W_g.T, "gaussian"), noisy)
+difference(dx, measured, "Gaussian dx, derived and measured", below=1e-8)
 
 # %% [markdown]
 # **The dot product** has $w = s / N$: steps 2 and 3 shrink to a division, which is the paper's reason for a
 # constant divisor. And products may be taken in any order: $y = \frac{1}{N}\, \theta K$ with
-# $K = \phi^\top g$, a small $d \times c$ matrix. The rule of step 1 (`w.T @ dy` and `dy @ g.T` for $w\, g$),
+# $K = \phi^\top g$, a small matrix (here 2 x 3). The rule of step 1 (`w.T @ dy` and `dy @ g.T` for $w\, g$),
 # first for $\theta K$, then for $\phi^\top g$, never meets an $N \times N$ map:
 #
 # $$
@@ -850,9 +855,9 @@ check(
 # - Equation 1 is a map $w$ times $g$. The instantiations differ in $f$ and in the divisor: the row's sum
 #   where $f > 0$, else $N$.
 # - A zero vector is not neutral under a softmax. The concatenation ranks all positions in one order.
-# - Every output depends on every position, and on no position's place or time.
+# - With a softmax every output depends on every position, whatever its place or time.
 # - float16 overflows in the logit, the exponential and the sum over $j$; each has its own cure.
-# - The gradient: two products for $g$ and $w$, a Jacobian a row for $s$, two products for $\theta$ and
+# - The gradient: two products for $g$ and $w$, one Jacobian for each row for $s$, two products for $\theta$ and
 #   $\phi$. The dot product needs no map.
 #
 # ## Further reading

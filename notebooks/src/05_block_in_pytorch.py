@@ -5,7 +5,7 @@
 #
 # - show that a 1×1×1 convolution is one matrix, used at every position
 # - build the block from seven small steps and say the shape after each
-# - predict which parameters learn in the first training step, and which three never learn
+# - predict which parameters get a gradient in the first training step, and which three never get one
 # - tell sub-sampling before $\phi$ and $g$ from sub-sampling after them
 # - count the parameters of a block of any width
 #
@@ -180,14 +180,14 @@ assert not torch.equal(candidates["reshape"][0, i], theta(x)[0, :, 0, 1, 1])
 
 # %% [markdown] tags=["explain"]
 # `reshape` keeps the order of the numbers in memory, where *one channel of all positions* comes first. Its row 7 holds eight neighbours of one
-# channel instead of eight channels of one position. No error, the right shape, and a block that trains badly: several public
-# implementations were published with exactly this line. `flatten(2)` joins $T, H, W$ to $N$, then `transpose` puts the
+# channel instead of eight channels of one position. No error, the right shape, and rows that are no positions: several public
+# implementations, in TensorFlow and Keras, were published with a reshape where a transpose is missing. `flatten(2)` joins $T, H, W$ to $N$, then `transpose` puts the
 # channels last.
 
 
 # %%
 def rows(maps):
-    """(B, d, T, H, W) -> (B, N, d): one row a position."""
+    """(B, d, T, H, W) -> (B, N, d): one row for each position."""
     return maps.flatten(2).transpose(1, 2)
 
 
@@ -235,6 +235,8 @@ plots.show(
 # **Step 4, the sum,** and **step 5, back to frames.** Equation 1 of the paper:
 #
 # $$y_i = \frac{1}{\mathcal{C}(x)} \sum_{\forall j} f(x_i, x_j)\, g(x_j)$$
+#
+# where $\mathcal{C}(x) = \sum_j f(x_i, x_j)$ is the divisor, $C(x)$ in notebook 04.
 
 # %%
 y = weights @ g_j
@@ -255,6 +257,8 @@ print("y_i, back in frames  ", y[0, :, 0, 1, 1].detach())
 # **Step 7, the residual.** Equation 6 of the paper:
 #
 # $$z_i = W_z y_i + x_i$$
+#
+# With step 6, the code adds the normalised $W_z y_i$, times the gain, plus $\beta$, in place of $W_z y_i$.
 
 # %%
 w_z, norm = conv(d, C), nn.BatchNorm3d(C)
@@ -334,7 +338,9 @@ for _step in (1, 2):
     ((block(clip) - target) ** 2).mean().backward()
     for name, parameter in block.named_parameters():
         largest = parameter.grad.abs().max()
-        arrived[name].append("exactly 0" if largest == 0 else "only rounding" if largest < 1e-12 else "yes")
+        arrived[name].append(
+            "exactly 0" if largest == 0 and _step == 1 else "at most rounding" if largest < 1e-12 else "yes"
+        )
     optimiser.step()
 
 print(f"{'parameter':13}{'step 1':15}step 2")
@@ -352,20 +358,22 @@ assert [name for name, (_, second) in arrived.items() if second != "yes"] == [
 # of the gain itself is the normalised $W_z y$ times the error, and that is not zero. So step 1 moves the gain and the bias only, and
 # from step 2 on the door is open. (Had we set $W_z$ *and* the gain to zero, it would stay shut for ever: exercise 3.)
 #
-# **Step 2** has a surprise of its own: three biases still get nothing but rounding errors, and in training always will.
+# **Step 2** has a surprise of its own: three biases still get at most rounding errors, and in training always will.
 #
 # - `w_z.bias` adds a constant to a channel; the normalisation subtracts the channel's mean, and with it the constant.
 # - `g.bias` adds a constant to every $g(x_j)$; the weights sum to 1, so $y$ gets the same constant, which the normalisation subtracts again.
 # - `phi.bias` adds $\theta(x_i)^T b_\phi$ to every logit of row $i$; a softmax does not change when all logits grow by the same amount.
 #
-# They do no harm, and they are in the published checkpoints, so we keep them. Notebook 07 meets them again.
+# In training the output does not depend on them, and they are in the published checkpoints, so we keep them. (Adam divides each gradient by its own size,
+# so in section 6 even rounding errors move them. Plain SGD leaves them near 0.) Notebook 07 meets them again.
 
 # %% [markdown]
 # ## 6 · It learns
 #
 # The task of section 1: at the marked position, channel 9 of $z$ should hold the mean of the two values that the thing has in frames 1 and 2.
 # Always answering 0 costs a squared error of 0.5 on average, the variance of a mean of two numbers of variance 1. A 3×3×3
-# convolution at the marked position sees 9 of the 24 places of frame 1 and nothing of frame 2, and has nothing to compare them with.
+# convolution at the marked position sees 9 of the 24 places of frame 1 and nothing of frame 2, and it cannot compare two looks: it adds up
+# numbers and never multiplies one position by another.
 
 # %%
 torch.manual_seed(0)
@@ -392,6 +400,7 @@ with torch.no_grad():
     test_error = error(block, test_x, test_answer).item()
 assert 0.4 < (test_answer**2).mean() < 0.6
 assert test_error < 0.1
+assert block.phi.bias.abs().max() > 1e-3  # Adam moves even what has only rounding errors for a gradient
 
 # %% tags=["nbval-ignore-output"]
 print(f"squared error on 1000 new clips: {test_error:.4f}; of the answer 0: {(test_answer**2).mean():.4f}")
@@ -552,7 +561,7 @@ for instantiation in ("gaussian", "embedded_gaussian", "dot_product", "concatena
     print(f"{instantiation:18} starts as the identity; {names}")
 
 # %% [markdown]
-# From the next notebook on this class is imported, as `nlutils.torch.NonLocalBlock`. That one has more options (images and sequences, space only, time
+# From notebook 07 on this class is imported, as `nlutils.torch.NonLocalBlock`. That one has more options (images and sequences, space only, time
 # only) and checks what it is given; a test proves that it equals the class above on the same weights.
 #
 # ## 9 · How many parameters?
@@ -578,7 +587,7 @@ for C_block, expected in ((256, 132_224), (512, 526_592), (1024, 2_101_760)):
 
 # %% [markdown]
 # No $T$, $H$ or $W$ in the formula: a block that sees the whole clip costs less than one layer that sees 27 positions. (In parameters. In
-# memory the $N \times N$ map is another story: notebook 09.)
+# memory the $N \times N$ map grows with the square of the clip's size.)
 #
 # The paper puts 2 blocks at 512 and 3 at 1024 channels into a ResNet-101 and reports 1.2 times the parameters. The ResNet-101 alone has 43,319,760, counted from the
 # released architecture.
@@ -749,7 +758,7 @@ check(
 #
 # - A 1×1×1 convolution is a matrix at each position; the map is the only step of the block in which positions meet.
 # - $(B, C, T, H, W)$ becomes $(B, N, C)$ by `flatten(2).transpose(1, 2)`. A bare `reshape` has the right shape and the wrong numbers.
-# - A gain of zero makes the block the identity, exactly. Only the gain and its bias learn in step 1, the rest from step 2 on; the biases of $\phi$, $g$ and $W_z$ never.
+# - A gain of zero makes the block the identity, exactly. Only the gain and its bias learn in step 1, the rest from step 2 on; the biases of $\phi$, $g$ and $W_z$ never get more than rounding errors.
 # - Pooling before and after $\phi$ and $g$ share their parameters and are different functions.
 # - At $d = C/2$ a block has about $2C^2$ parameters, a 3×3×3 convolution $27C^2$.
 #

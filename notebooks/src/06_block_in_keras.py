@@ -90,6 +90,7 @@ for place in np.argwhere(seen[0]):
     print("clip 0, (t, h, w) =", place, " vote", x[0, *place, 8])
 print("answer:", answer[0], "  sum of all votes:", x[0, ..., 8].sum())
 assert answer[0] == 0
+assert x[0, ..., 8].sum() > 0
 
 
 # %%
@@ -171,7 +172,7 @@ for name, layer in dict(theta=theta, phi=phi, g=g).items():
 
 # %%
 def rows(maps):
-    """(B, T, H, W, d) -> (B, N, d): one row a position."""
+    """(B, T, H, W, d) -> (B, N, d): one row for each position."""
     _, T, H, W, d = maps.shape
     return ops.reshape(maps, (-1, T * H * W, d))
 
@@ -203,6 +204,8 @@ difference(ops.sum(weights, axis=2), np.ones((B, N)), "each row sums to 1", belo
 # **Step 4, the sum,** equation 1 of the paper, and **step 5, back to frames**, again a plain reshape:
 #
 # $$y_i = \frac{1}{\mathcal{C}(x)} \sum_{\forall j} f(x_i, x_j)\, g(x_j)$$
+#
+# where $\mathcal{C}(x) = \sum_j f(x_i, x_j)$ is the divisor, $C(x)$ in notebook 04.
 
 # %%
 y = ops.matmul(weights, g_j)
@@ -222,6 +225,8 @@ print("y, back in frames   ", numpy(y)[0, *ASKER])
 # **Step 7, the residual.** Equation 6 of the paper:
 #
 # $$z_i = W_z y_i + x_i$$
+#
+# With step 6, the code adds the normalised $W_z y_i$, times the gain, plus $\beta$, in place of $W_z y_i$.
 
 # %%
 w_z = filled(layers.Conv3D(C, 1, data_format="channels_last"), d)
@@ -287,7 +292,7 @@ for (momentum, step), variance in answered.items():
 # ## 5 · The layer
 #
 # A Keras layer has four parts. `__init__` takes the arguments. `build` makes the weights, once, when the first input tells how many channels there
-# are. `call` computes. `get_config` returns the arguments, so that a file can bring the layer back; `register…` tells Keras which class the file means.
+# are. `call` computes. `get_config` returns the arguments, so that a file can bring the layer back; `register_keras_serializable` tells Keras which class a name in the file means.
 
 
 # %%
@@ -432,7 +437,7 @@ difference(again(x), model(x), "read from the file", below=settings.rounding)
 #
 # ## 8 · It learns to count votes
 #
-# The model: our block, then the vector at the asker, then one `Dense` that says yes or no. Whoever does not look for the look can only count
+# The model: our block, then the vector at the asker, then one `Dense` that says yes or no. A model that ignores the look can only count
 # *all* votes of the clip; how often that is right is printed too.
 
 # %%

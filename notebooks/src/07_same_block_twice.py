@@ -532,7 +532,7 @@ print(" ", theirs[0], "was", lost.unexpected_keys[0])
 # ## 9 · Is the block really there?
 #
 # Output unchanged, no error: a block that was never inserted looks just the same. This is not a joke. Among published networks one made a *new* block in each forward
-# pass, one had an empty list of places to insert at, one ignored its argument for it. All were called non-local, and none had a block that could learn. Here are three such cases beside a real one.
+# pass, one had an empty list of places to insert at, one ignored its argument for it. All were called non-local, and none had a block that could learn. Here are the first two, and a third mistake, a block that is made and never called, beside a real one.
 
 
 # %%

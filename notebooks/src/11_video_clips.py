@@ -217,10 +217,11 @@ rng = np.random.default_rng(0)
 for _ in range(3):
     print("random:        ", sample_indices(40, 8, stride=2, position="random", rng=rng))
 assert centre(5, 8, 2).min() < 0
+assert centre(5, 8, 2).max() >= 5
 
 # %% [markdown] tags=["explain"]
-# `centre` gives negative indices, which NumPy takes from the *end* of the clip: the frames come in a wrong order and nobody complains. `sample_indices`
-# spreads over the whole clip instead and repeats frames. Training draws a random window each time, so that one clip becomes many; testing
+# `centre` gives indices outside the clip. NumPy takes the negative ones from the *end* without a word, and raises an IndexError only for 5, 7 and 9.
+# `sample_indices` spreads over the whole clip instead and repeats frames. Training draws a random window each time, so that one clip becomes many; testing
 # takes a fixed one, or the mean over several.
 #
 # ## 5 · Differences of frames, and two cameras
@@ -466,6 +467,7 @@ for c in (actions[5], follows):
         print(f"{c.action:10} {name:10}  true flow {true:3.0f}   DIS {dis:3.0f}   pixels off")
 assert ends["handwaving", "left wrist"][0] < 0.5 < ends["handwaving", "left wrist"][1]
 assert ends["jogging", "left ankle"][0] > 5
+assert ends["jogging", "head"][1] > ends["jogging", "left wrist"][1]
 
 joint = procedural.JOINTS.index("left ankle")
 way = follows.joints[:, joint]
@@ -474,11 +476,12 @@ print(
     np.rint(np.linalg.norm(track(follows.flow, way[0]) - way, axis=1)).astype(int),
 )
 print("the ankle is hidden in frame", np.flatnonzero(~follows.visible[:, joint]))
+assert not follows.visible[14, joint]
 
 # %% [markdown] tags=["explain"]
 # The true flow leads to the waver's joints, which nothing hides. The jogger's left ankle passes behind the other leg in frame 14. There its pixel shows the *other* leg, and the track goes on with that.
-# Flow joins two frames; it does not know what a thing is. DIS loses whatever is small and fast, and an error made once is carried along to the
-# end. Improved dense trajectories therefore stop after 15 frames and start anew.
+# Flow joins two frames; it does not know what a thing is. DIS loses the waver's wrist, which is small and fast, and keeps the head. For the jogger
+# it is the other way round: the head ends further off than the wrist, because an error made once is carried along to the end and may grow or, by luck, shrink. Improved dense trajectories therefore stop after 15 frames and start anew.
 #
 # ## 8 · Groups, or how to fool yourself
 #
@@ -567,8 +570,8 @@ for place, (example, video) in enumerate(zip(examples, videos, strict=True)):
 plots.show(fig, "Two frames each of " + ", ".join(clips.classes[example.label] for example in examples) + ".")
 
 # %% [markdown]
-# With real clips four things change: lengths differ, so section 4 is needed; the camera moves in ways of its own; parts of the body are out of the picture; and a
-# few seconds of film hold several motions, of which the label names one.
+# With real clips four things change: lengths differ, so section 4 is needed; the camera moves in ways of its own; parts of the body are out of the picture; and even
+# a second or two of film can hold several motions, of which the label names one.
 #
 # ## Exercises
 
