@@ -722,5 +722,5 @@ check(
 # - G. Farnebäck: *Two-frame motion estimation based on polynomial expansion*. SCIA 2003.
 # - T. Kroeger, R. Timofte, D. Dai, L. Van Gool: *Fast optical flow using dense inverse search*. ECCV 2016. DIS.
 # - S. Baker, D. Scharstein, J. P. Lewis, S. Roth, M. J. Black, R. Szeliski: *A database and evaluation methodology for optical flow*. IJCV 2011.
-# - H. Wang, C. Schmid: *Action recognition with improved trajectories*. ICCV 2013. Point tracks as features; notebook 15 builds them.
+# - H. Wang, C. Schmid: *Action recognition with improved trajectories*. ICCV 2013. Point tracks as features.
 # - L. Wang, Y. Xiong, Z. Wang, Y. Qiao, D. Lin, X. Tang, L. Van Gool: *Temporal segment networks*. ECCV 2016.
