@@ -1,0 +1,5 @@
+"""The non-local operations as pure functions on (B, N, d) tensors: exact, in memory that grows with N."""
+
+from nlutils.torch.operations.instantiations import non_local, pairwise
+
+__all__ = ["non_local", "pairwise"]
