@@ -1,14 +1,19 @@
 """The papers' sums, written literally in NumPy float64, loops and all: slow, what tests compare with.
 
 Wang, Girshick, Gupta, He: Non-local Neural Networks, CVPR 2018, https://arxiv.org/abs/1711.07971
+Yue, Sun, Yuan, Zhou, Ding, Xu: Compact Generalized Non-local Network, NeurIPS 2018,
+https://arxiv.org/abs/1810.13125
 """
+
+import math
 
 import numpy as np
 
 from nlutils.arguments import one_of
 from nlutils.instantiations import POOL_WINDOW, SOFTMAX_FORMS, check_operation, check_shapes
+from nlutils.kernels import BETA, GAMMA, check_entries, check_kernel
 
-__all__ = ["non_local", "non_local_block"]
+__all__ = ["compact_generalized", "compact_generalized_block", "non_local", "non_local_block"]
 
 
 def non_local(theta, phi, g, instantiation: str, *, w_f=None, scale: float = 1.0) -> np.ndarray:
@@ -118,3 +123,72 @@ def _max_pool(maps):
         cells = tuple(slice(at * side, (at + 1) * side) for at, side in zip(place, window, strict=True))
         pooled[(slice(None), *place)] = maps[(slice(None), *cells)].reshape(len(maps), -1).max(axis=1)
     return pooled
+
+
+def compact_generalized(theta, phi, g, *, groups: int = 8, kernel: str = "dot", order: int = 3) -> np.ndarray:
+    """Generalized non-local for one sample: pairs of *entries* (position, channel) instead of positions.
+
+    theta, phi, g  (N, C) each
+    groups         C is cut into so many runs of C / groups channels; entries meet within their run only
+    kernel         how two entries compare, "dot" or "rbf"
+    order          the highest power of "rbf", 1 or more; "dot" has none
+
+    Returns y, (N, C), float64. For channels c, c' of one group, summed over all positions j and all c',
+    y_ic = sum of f(theta_ic, phi_jc') g_jc', with no divisor, where (section 3 of the paper)
+
+    - "dot": f(a, b) = a b
+    - "rbf": f(a, b) = sum over p = 0 ... order of BETA (2 GAMMA a b)^p / p!, the Taylor sum of
+      BETA exp(2 GAMMA a b), with BETA and GAMMA of the released code, see `nlutils.kernels`
+
+    Raises ValueError for a wrong argument.
+    """
+    theta, phi, g = (np.asarray(operand, dtype=np.float64) for operand in (theta, phi, g))
+    check_kernel(groups, kernel, order)
+    check_entries(theta.shape, phi.shape, g.shape, groups, batched=False)
+
+    positions, channels = theta.shape
+    width = channels // groups
+    y = np.zeros((positions, channels))
+    for i, c in np.ndindex(positions, channels):
+        first = c // width * width  # of c's group
+        for j in range(positions):
+            for other in range(first, first + width):
+                y[i, c] += _entry_similarity(theta[i, c], phi[j, other], kernel, order) * g[j, other]
+    return y
+
+
+def _entry_similarity(a, b, kernel, order):
+    """f(a, b), one number from two."""
+    if kernel == "dot":
+        return a * b
+    return sum(BETA * (2 * GAMMA) ** p / math.factorial(p) * (a * b) ** p for p in range(order + 1))
+
+
+def compact_generalized_block(
+    x, weights, *, groups: int = 8, kernel: str = "dot", order: int = 3, epsilon: float = 1e-5
+):
+    """The block around `compact_generalized` for one sample: z = x + norm(W_z y), W_z in `groups` groups.
+
+    x        (C, N), (C, H, W) or (C, T, H, W)
+    weights  NumPy arrays by the names of `nlutils.exchange.to_arrays`: "theta.weight" (c, C) with or without
+             further axes of size 1, the same for phi and g; "w_z.weight" (C, c / groups);
+             "norm.weight", "norm.bias" (C,)
+
+    Returns z, float64, of the shape of x. The norm takes mean and variance over a group's channels and all
+    positions (Wu, He: Group Normalization, ECCV 2018).
+    """
+    x = np.asarray(x, dtype=np.float64)
+    weights = {name: np.asarray(array, dtype=np.float64) for name, array in weights.items()}
+
+    rows = _rows(x)
+    theta, phi, g = (rows @ weights[f"{name}.weight"].reshape(-1, len(x)).T for name in ("theta", "phi", "g"))
+    y = compact_generalized(theta, phi, g, groups=groups, kernel=kernel, order=order)
+    w_z = weights["w_z.weight"].reshape(len(x), -1)
+    update = np.zeros_like(rows)
+    for group in range(groups):
+        taken = slice(group * y.shape[1] // groups, (group + 1) * y.shape[1] // groups)
+        given = slice(group * len(x) // groups, (group + 1) * len(x) // groups)
+        mixed = y[:, taken] @ w_z[given].T
+        normalised = (mixed - mixed.mean()) / np.sqrt(mixed.var() + epsilon)
+        update[:, given] = weights["norm.weight"][given] * normalised + weights["norm.bias"][given]
+    return x + update.T.reshape(x.shape)

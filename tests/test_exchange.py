@@ -13,7 +13,15 @@ import torch
 
 import nlutils.keras
 import nlutils.torch
-from nlutils.exchange import from_arrays, keras_to_torch, to_arrays, torch_to_keras
+from nlutils.exchange import (
+    from_arrays,
+    keras_to_torch,
+    load_block,
+    save_block,
+    saved_options,
+    to_arrays,
+    torch_to_keras,
+)
 from nlutils.instantiations import INSTANTIATIONS
 
 SIZES = {1: (7,), 2: (5, 4), 3: (2, 5, 3)}
@@ -130,3 +138,78 @@ def test_a_missing_array_and_a_foreign_object():
         torch_to_keras(torch_block, nlutils.keras.NonLocalBlock(6))
     with pytest.raises(TypeError, match="block is a list; it must be a NonLocalBlock"):
         to_arrays([1])
+
+
+def test_a_compact_generalized_block_there_and_back():
+    torch_block = nlutils.torch.CompactGeneralizedNonLocalBlock(8, groups=2, ndim=2).double()
+    draw = torch.Generator().manual_seed(0)
+    for tensor in torch_block.state_dict().values():
+        torch.nn.init.normal_(tensor, generator=draw)
+    keras_block = nlutils.keras.CompactGeneralizedNonLocalBlock(8, groups=2, ndim=2, dtype="float64")
+    keras_block.build((None, 5, 4, 8))
+    torch_to_keras(torch_block, keras_block)
+    x = np.random.default_rng(0).normal(size=(2, 5, 4, 8))
+    z = torch_block(torch.from_numpy(x).movedim(-1, 1)).movedim(1, -1).detach().numpy()
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(keras_block(x)), z, rtol=0, atol=1e-12)
+    assert np.abs(z - x).max() > 0.1
+    back = nlutils.torch.CompactGeneralizedNonLocalBlock(8, groups=2, ndim=2).double()
+    keras_to_torch(keras_block, back)
+    for name, tensor in torch_block.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("options", [{"scale": True}, {"instantiation": "concatenation", "norm": False}])
+def test_one_file_for_both_frameworks(tmp_path, options):
+    torch_block, keras_block = pair((None, 2, 3, 3, 6), 6, 4, subsample="before", **options)
+    path = tmp_path / "block.npz"
+    save_block(torch_block, path)
+    load_block(keras_block, path)
+    from_torch = to_arrays(keras_block)
+    save_block(keras_block, path)
+    rebuilt = nlutils.torch.NonLocalBlock(**saved_options(path)).double()
+    load_block(rebuilt, path)
+    for name, array in to_arrays(torch_block).items():
+        np.testing.assert_array_equal(from_torch[name], array, err_msg=name)
+        np.testing.assert_array_equal(to_arrays(rebuilt)[name], array, err_msg=name)
+    assert [file.name for file in tmp_path.iterdir()] == ["block.npz"]
+
+
+def test_a_saved_compact_generalized_block(tmp_path):
+    block = nlutils.torch.CompactGeneralizedNonLocalBlock(8, groups=2, kernel="rbf", order=2)
+    save_block(block, tmp_path / "block.npz")
+    options = saved_options(tmp_path / "block.npz")
+    expected = {"in_channels": 8, "inner_channels": 4, "ndim": 3, "groups": 2, "kernel": "rbf", "order": 2}
+    assert options == expected
+    keras_block = nlutils.keras.CompactGeneralizedNonLocalBlock(**options)
+    keras_block.build((None, 2, 2, 2, 8))
+    load_block(keras_block, tmp_path / "block.npz")
+    np.testing.assert_array_equal(to_arrays(keras_block)["theta.weight"], block.theta.weight.detach().numpy())
+
+
+def test_a_file_of_another_block_is_refused(tmp_path):
+    path = tmp_path / "block.npz"
+    save_block(nlutils.torch.NonLocalBlock(6, scale=True, norm=False), path)
+    with pytest.raises(
+        ValueError, match="other options: scale=True in the file and False in the block; norm="
+    ):
+        load_block(nlutils.torch.NonLocalBlock(6), path)
+    load_block(nlutils.torch.NonLocalBlock(6, scale=True, norm=False, zero_init=False), path)
+    with pytest.raises(ValueError, match="holds a NonLocalBlock, and the block is a CompactGeneralized"):
+        load_block(nlutils.torch.CompactGeneralizedNonLocalBlock(16), path)
+    with pytest.raises(ValueError, match=r"path='block\.pt' must end in \.npz"):
+        save_block(nlutils.torch.NonLocalBlock(6), "block.pt")
+    with pytest.raises(TypeError, match="block is a Linear; it must be one of NonLocalBlock, Compact"):
+        save_block(torch.nn.Linear(2, 2), path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", "arrays without a header"])
+def test_a_foreign_or_broken_file_is_named(tmp_path, content):
+    path = tmp_path / "block.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, a=np.zeros(2))
+    with pytest.raises(ValueError, match=r"block\.npz is not a file of save_block"):
+        load_block(nlutils.torch.NonLocalBlock(6), path)
+    with pytest.raises(FileNotFoundError):
+        saved_options(tmp_path / "none.npz")

@@ -10,12 +10,52 @@ from torch.nn import functional
 
 from nlutils.instantiations import POOL_WINDOW, check_block, check_map
 from nlutils.torch.operations import non_local
+from nlutils.torch.operations.concatenation import rectified_sum
+from nlutils.torch.operations.precision import at_least_float32, no_autocast
 
 __all__ = ["NonLocalBlock"]
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _MAX_POOL = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
+
+
+def _is_plain(layer):
+    """."""
+    if type(layer) not in _CONV.values() or layer._forward_hooks or layer._forward_pre_hooks:
+        return False
+    ones = {*layer.kernel_size, *layer.stride, layer.groups}
+    return ones == {1} and layer.bias is not None and not any(layer.padding)
+
+
+def _matrix(conv):
+    """A convolution of size 1 as a matrix (d, C) and a bias (d,)."""
+    return conv.weight.flatten(1), conv.bias
+
+
+def _folded(conv, vector):
+    """vector . conv(maps) for every position is a convolution too, with one row only."""
+    weight, bias = (at_least_float32(part) for part in _matrix(conv))
+    return (vector @ weight)[None], (vector @ bias)[None]
+
+
+def _product(matrices, maps):
+    """Several matrices applied to the same maps (B, C, *size).
+
+    As one product it reads the maps once, and makes their gradient once.
+    """
+    weight = torch.cat([weight for weight, _ in matrices])
+    bias = torch.cat([bias for _, bias in matrices])
+    features = torch.baddbmm(bias[:, None], weight.expand(len(maps), -1, -1), maps.flatten(2))
+    widths = [len(bias) for _, bias in matrices]
+    return [part.unflatten(2, maps.shape[2:]) for part in features.split(widths, 1)]
+
+
+def _convolve(layers, maps):
+    """What each of `layers` returns for the same maps. One that somebody has replaced or hooked is called."""
+    if all(map(_is_plain, layers)):
+        return _product([_matrix(layer) for layer in layers], maps)
+    return [layer(maps) for layer in layers]
 
 
 class NonLocalBlock(nn.Module):
@@ -105,26 +145,71 @@ class NonLocalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *size) -> (B, C, *size)."""
-        check_map(x.shape, self.in_channels, self.ndim, self.frames_per_group, channels_last=False)
-        theta, phi, g = (self._sequences(features) for features in self._embed(x))
-        y = non_local(theta, phi, g, self.instantiation, w_f=self.w_f, scale=self._factor(theta))
-        return x + self.norm(self.w_z(self._maps(y, x)))
+        self.check_input(x)
+        y = self._concatenation(x) if self._folds else self._operation(*self.embed(x))
+        (update,) = _convolve([self.w_z], self._maps(y, x))
+        return x + self.norm(update)
 
-    def _embed(self, x):
-        """theta(x), phi(x), g(x) as maps, the last two sub-sampled."""
-        keys = self._pool(x) if self.subsample == "before" else x
-        theta, phi, g = self.theta(x), self.phi(keys), self.g(keys)
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError unless `x` is a batch of maps that this block can take."""
+        check_map(x.shape, self.in_channels, self.ndim, self.frames_per_group, channels_last=False)
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """theta(x), phi(x), g(x) as maps (B, d, *size), the last two sub-sampled."""
+        if self.subsample == "before":
+            keys = self._pool(x)
+            (theta,), (phi, g) = self._layers([self.theta], x), self._layers([self.phi, self.g], keys)
+        else:
+            theta, phi, g = self._layers([self.theta, self.phi, self.g], x)
         if self.subsample == "after":
             phi, g = self._pool(phi), self._pool(g)
         return theta, phi, g
+
+    def _layers(self, layers, maps):
+        if self.instantiation == "gaussian":  # theta and phi return the map itself
+            *identities, g = layers
+            return [*(layer(maps) for layer in identities), *_convolve([g], maps)]
+        return _convolve(layers, maps)
+
+    @property
+    def logit_scale(self) -> float:
+        """What multiplies theta_i . phi_j: (width of theta)^(-1/2) with scale=True, else 1."""
+        width = self.in_channels if self.instantiation == "gaussian" else self.inner_channels
+        return width**-0.5 if self.scale else 1.0
+
+    def _operation(self, theta, phi, g):
+        # The Gaussian form without sub-sampling has one tensor for both, which halves some of its work.
+        theta_rows = self._sequences(theta)
+        phi_rows = theta_rows if phi is theta else self._sequences(phi)
+        rows = (theta_rows, phi_rows, self._sequences(g))
+        return non_local(*rows, self.instantiation, w_f=self.w_f, scale=self.logit_scale)
+
+    @property
+    def _folds(self):
+        # w_f . [theta_i, phi_j] needs one number a position, and a maximum over theta or phi none of them.
+        if self.instantiation != "concatenation" or self.subsample == "after":
+            return False
+        return all(map(_is_plain, (self.theta, self.phi, self.g)))
+
+    def _concatenation(self, x):
+        """w_f folds into theta and phi: each is one vector C -> 1, so only g is a wide convolution."""
+        keys = self._pool(x) if self.subsample == "before" else x
+        with no_autocast(x):  # the scores need their digits
+            half_theta, half_phi = at_least_float32(self.w_f).chunk(2)
+            theta, phi = _folded(self.theta, half_theta), _folded(self.phi, half_phi)
+            g = tuple(map(at_least_float32, _matrix(self.g)))
+            if keys is x:
+                maps = _product([theta, phi, g], at_least_float32(x))
+            else:
+                maps = _product([theta], at_least_float32(x))
+                maps += _product([phi, g], at_least_float32(keys))
+        a, b, g = map(self._sequences, maps)
+        return rectified_sum(a[:, :, 0], b[:, :, 0], g).to(x.dtype)
 
     def _pool(self, maps):
         # The window never exceeds the map: a map of 1 x 1 stays as it is.
         window = [min(size, side) for size, side in zip(maps.shape[2:], POOL_WINDOW[self.ndim], strict=True)]
         return _MAX_POOL[self.ndim](maps, window)
-
-    def _factor(self, theta):
-        return theta.shape[2] ** -0.5 if self.scale else 1.0
 
     def _sequences(self, maps):
         """(B, C, *size) -> (B', N, C): each of the B' rows holds positions that look at each other."""

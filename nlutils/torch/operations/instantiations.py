@@ -1,4 +1,4 @@
-"""The non-local operation as pure functions on (B, N, d) tensors.
+"""The paper's four instantiations as pure functions on (B, N, d) tensors.
 
 Wang, Girshick, Gupta, He: Non-local Neural Networks, CVPR 2018, https://arxiv.org/abs/1711.07971, section 3
 """
@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 from nlutils.instantiations import SOFTMAX_FORMS, check_operation, check_shapes
+from nlutils.torch.operations.concatenation import rectified_sum
+from nlutils.torch.operations.precision import at_least_float32, no_autocast
+from nlutils.torch.operations.softmax import attend
 
 __all__ = ["non_local", "pairwise"]
 
@@ -28,12 +31,50 @@ def non_local(
     w_f    (2d,): for "concatenation" only, first the half for theta, then the half for phi
     scale: multiplies theta_i . phi_j in "gaussian" and "embedded_gaussian"
 
-    Returns y, (B, N, c), in the dtype and on the device of the arguments. What each instantiation computes,
-    `nlutils.reference.non_local` states. Raises ValueError, naming the argument, for what does not fit.
+    Returns y, (B, N, c), in the dtype of g and on its device. What each instantiation computes,
+    `nlutils.reference.non_local` states. Exact, forward and backward, in memory that grows with N + M:
+    no map above 32 MiB is ever built. Beyond that size the softmax forms, and "concatenation" at any size,
+    can be differentiated once, not twice.
+    Raises ValueError, naming the argument, for what does not fit.
     """
     check_operation(instantiation, w_f, scale)
     check_shapes(theta.shape, phi.shape, g.shape, None if w_f is None else w_f.shape)
-    return _pairwise(theta, phi, instantiation, w_f, scale) @ g
+    if instantiation in SOFTMAX_FORMS:
+        return attend(theta, phi, g, scale)
+    if instantiation == "dot_product":
+        return _dot_product(theta, phi, g)
+    a, b = _scores(theta, phi, w_f)
+    return rectified_sum(a, b, g)
+
+
+def _dot_product(theta, phi, g):
+    """(theta phi^T) g / M, in the cheaper of its two orders.
+
+    theta (phi^T g) never builds the map: a matrix (d, c) that depends on the data is applied to each
+    position, as a convolution of size 1 would be.
+    """
+    (positions, width), values = phi.shape[1:], g.shape[2]
+    if torch.compiler.is_exporting():  # the sizes may change later: take what is linear in all of them
+        return theta @ _mean_product(phi.transpose(1, 2), g, positions)
+    queries = theta.shape[1]
+    through_map = queries * positions * (width + values)
+    through_matrix = (queries + positions) * width * values
+    if through_map < through_matrix:
+        return _mean_product(theta, phi.transpose(1, 2), positions) @ g
+    return theta @ _mean_product(phi.transpose(1, 2), g, positions)
+
+
+def _mean_product(left, right, positions):
+    """left @ right / positions. The division comes before the result is rounded to half precision."""
+    return torch.baddbmm(left.new_zeros(1, 1, 1), left, right, beta=0, alpha=1 / positions)
+
+
+def _scores(theta, phi, w_f):
+    """a and b of w_f . [theta_i, phi_j] = a_i + b_j: the (N, M, 2d) concatenation is never built."""
+    width = theta.shape[2]
+    with no_autocast(theta):
+        theta, phi, w_f = at_least_float32(theta), at_least_float32(phi), at_least_float32(w_f)
+        return theta @ w_f[:width], phi @ w_f[width:]
 
 
 def pairwise(
@@ -46,19 +87,12 @@ def pairwise(
     """
     check_operation(instantiation, w_f, scale)
     check_shapes(theta.shape, phi.shape, w_f=None if w_f is None else w_f.shape)
-    return _pairwise(theta, phi, instantiation, w_f, scale)
-
-
-def _pairwise(theta, phi, instantiation, w_f, scale):
-    positions, width = phi.shape[1:]
     if instantiation in SOFTMAX_FORMS:
         # torch.softmax subtracts each row's maximum first, so exp never overflows.
-        return torch.softmax((theta * scale) @ phi.transpose(1, 2), dim=2)
+        with no_autocast(theta):
+            logits = at_least_float32(theta * scale) @ at_least_float32(phi).transpose(1, 2)
+            return torch.softmax(logits, dim=2).to(theta.dtype)
     if instantiation == "dot_product":
-        # M is divided out before the sum over d, half on each side: float16 would overflow otherwise.
-        root = positions**-0.5
-        return (theta * root) @ (phi * root).transpose(1, 2)
-    # w_f . [theta_i, phi_j] = a_i + b_j: the (N, M, 2d) concatenation is never built.
-    a = theta @ w_f[:width]
-    b = phi @ w_f[width:]
-    return torch.relu(a[:, :, None] + b[:, None, :]) / positions
+        return _mean_product(theta, phi.transpose(1, 2), phi.shape[1])
+    a, b = _scores(theta, phi, w_f)
+    return (torch.relu(a[:, :, None] + b[:, None, :]) / phi.shape[1]).to(theta.dtype)

@@ -92,7 +92,7 @@ def _keras_variables(block):
         for layer in _LAYERS
         for variable in getattr(block, layer).weights
     }
-    if block.w_f is not None:
+    if getattr(block, "w_f", None) is not None:
         variables["w_f"] = block.w_f
     return variables
 

@@ -1,0 +1,1 @@
+"""Measurements of nlutils beside other implementations; README.md says how to run them."""

@@ -1,0 +1,83 @@
+"""`check`: all named checks over one block."""
+
+import sys
+from contextlib import nullcontext
+
+from nlutils.conformance.case import Case
+from nlutils.conformance.checks import CHECKS
+from nlutils.conformance.definition import computes, options
+from nlutils.conformance.report import Report, Result
+from nlutils.conformance.subject import NotRunnable, one_line
+
+__all__ = ["check"]
+
+
+def check(block, example_input, weights=None) -> Report:
+    """Run a non-local block of any origin through named checks.
+
+    block          a torch.nn.Module, channels first, or a Keras layer, channels last; 1D, 2D or 3D
+    example_input  a batch of maps that the block takes, (B, C, *size) or (B, *size, C). Its axes count and
+                   not its values: the checks draw their own numbers, on at most 8 x 4 x 6 positions
+    weights        where the parts of the block are: {"theta": …, "phi": …, "g": …, "w_z": …, "norm": …,
+                   "w_f": …}, each a dotted path ("conv_out.conv"), a layer or a parameter. What a block lacks
+                   is left out: theta and phi for a Gaussian, the norm, w_f but for concatenation. A missing
+                   bias counts as zero. None: the names just given, as our own blocks have them; a block
+                   without them is run through the checks that need no weights
+
+    The block stays as it is: the checks work on a copy in float64. A Keras layer that cannot be made anew
+    from its config is used itself, in its own precision, and gets its weights back.
+
+    Returns a `Report`; a check that could not be run says so and why. Raises TypeError or ValueError for a
+    block of neither framework, an input without positions, or a place in `weights` that does not exist.
+    """
+    kind, guard = _kind(block)
+    with guard:
+        subject = kind(block, example_input)
+        size = (
+            (2, *subject.size, subject.channels)
+            if subject.channels_last
+            else (2, subject.channels, *subject.size)
+        )
+        try:
+            if subject.broken:
+                results = [Result("runs", "wrong", subject.broken)]
+                results += [
+                    Result(name, "not run", "the block does not run") for name in CHECKS if name != "runs"
+                ]
+                return Report(_name(block), subject.framework, size, "nothing", {}, tuple(results))
+            case = Case(subject, subject.locate(weights))
+            results = tuple(_run(name, function, case) for name, function in CHECKS.items())
+            return Report(_name(block), subject.framework, size, computes(case), options(case), results)
+        finally:
+            subject.release()
+
+
+def _run(name, function, case):
+    try:
+        result, diagnosis = function(case)
+    except NotRunnable as error:
+        result, diagnosis = "not run", str(error)
+    except Exception as error:  # the block raises: that is what the check found
+        result, diagnosis = "wrong", f"raises {type(error).__name__}: {one_line(error)}"
+    finally:
+        case.subject.reset()
+    return Result(name, result, diagnosis)
+
+
+def _kind(block):
+    """The `Subject` for this framework, and what keeps its random numbers as they were."""
+    keras, torch = sys.modules.get("keras"), sys.modules.get("torch")
+    # Keras first: a layer of its PyTorch backend is an nn.Module too.
+    if keras is not None and isinstance(block, keras.layers.Layer):
+        from nlutils.conformance.keras_subject import KerasSubject
+
+        return KerasSubject, nullcontext()
+    if torch is not None and isinstance(block, torch.nn.Module):
+        from nlutils.conformance.torch_subject import TorchSubject
+
+        return TorchSubject, torch.random.fork_rng(devices=[])
+    raise TypeError(f"block is a {type(block).__name__}; it must be a torch.nn.Module or a Keras layer")
+
+
+def _name(block):
+    return f"{type(block).__module__}.{type(block).__qualname__}"

@@ -1,0 +1,154 @@
+"""Non-local blocks put into a network that somebody else wrote.
+
+Wang, Girshick, Gupta, He: Non-local Neural Networks, CVPR 2018, section 3.3: a block can stand after any
+layer, because it starts as the identity.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nlutils.torch.blocks import NonLocalBlock
+
+__all__ = ["Insertion", "Insertions", "insert_non_local"]
+
+_CHILD = "non_local"
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """One block: the module it follows, the channels C and size (T, H, W) of its maps, its parameters."""
+
+    name: str
+    in_channels: int
+    size: tuple[int, ...]
+    parameters: int
+
+
+class Insertions(tuple):
+    """A tuple of `Insertion`; printed, it is a table."""
+
+    def __str__(self) -> str:
+        rows = [("after", "channels", "size", "parameters")]
+        rows += [
+            (one.name, str(one.in_channels), " x ".join(map(str, one.size)), f"{one.parameters:,}")
+            for one in self
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            f"{name:<{widths[0]}}  "
+            + "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+            for name, *cells in rows
+        ]
+        total = sum(one.parameters for one in self)
+        return "\n".join([*lines, f"{len(self)} non-local blocks, {total:,} parameters"])
+
+
+def insert_non_local(model: nn.Module, example_input, after: Sequence[str], **block_options) -> Insertions:
+    """Put a `NonLocalBlock` after each module of `model` that `after` names; the model is changed in place.
+
+    example_input  what model(...) takes: a tensor, or a tuple of arguments. The model runs once on it, in
+                   evaluation mode and without gradients, to see the channels and sizes of the maps
+    after          names as in model.named_modules(): "layer2.1"
+    block_options  go to `NonLocalBlock`; ndim and in_channels come from the maps
+
+    The block becomes the child "non_local" of the module, called on what the module returns. The keys of the
+    weights that were there stay as they were, so a state_dict of the old model still loads with
+    strict=False, and the block's keys begin with "layer2.1.non_local.". With the default options the model
+    computes at first what it did before. The parameters are new: give them to the optimiser.
+
+    Returns the insertions, in the order of `after`; printed, they are a table. Raises ValueError for a name
+    that matches nothing, that is named twice, that has a block already, that does not run, or whose output is
+    not a map (B, C, N), (B, C, H, W) or (B, C, T, H, W); then nothing was inserted.
+    """
+    modules = _find(model, after)
+    maps = _record(model, example_input, modules)
+    blocks = {name: _block(name, maps[name], block_options) for name in modules}
+    for name, module in modules.items():
+        module.register_module(_CHILD, blocks[name])
+        if not isinstance(module, nn.Sequential):  # a Sequential calls its last child by itself
+            module.register_forward_hook(_apply)
+    return Insertions(
+        Insertion(
+            name,
+            block.in_channels,
+            tuple(maps[name].shape[2:]),
+            sum(parameter.numel() for parameter in block.parameters()),
+        )
+        for name, block in blocks.items()
+    )
+
+
+def _apply(module, arguments, output):
+    """The forward hook: a function of the module alone, so copies and saved models keep working."""
+    return getattr(module, _CHILD)(output)
+
+
+def _find(model, after):
+    if isinstance(after, str):
+        raise ValueError(f"after={after!r} must be a list of module names: [{after!r}]")
+    modules, found = dict(model.named_modules()), {}
+    if not after:
+        raise ValueError("after=[] names no module; no block would be inserted")
+    for name in after:
+        if not name or name not in modules:
+            near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
+            hint = f"did you mean {', '.join(map(repr, near))}?" if near else "see model.named_modules()"
+            raise ValueError(f"after: the model has no module {name!r}; {hint}")
+        if name in found:
+            raise ValueError(f"after: {name!r} is named twice; name it once")
+        if hasattr(modules[name], _CHILD):
+            raise ValueError(f"after: {name!r} has a child {_CHILD!r} already; leave it out")
+        found[name] = modules[name]
+    if len({id(module) for module in found.values()}) < len(found):
+        raise ValueError(f"after={list(after)!r}: two of these names are one shared module; name it once")
+    return found
+
+
+def _record(model, example_input, modules):
+    """What each module returns when the model runs once on the example."""
+    outputs = {name: [] for name in modules}
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: outputs[name].append(output))
+        for name, module in modules.items()
+    ]
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(*example_input) if isinstance(example_input, tuple) else model(example_input)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in training:
+            module.training = True
+    return {name: _one_map(name, output) for name, output in outputs.items()}
+
+
+def _one_map(name, outputs):
+    if not outputs:
+        raise ValueError(f"after: {name!r} did not run when the model was given example_input; leave it out")
+    for output in outputs:
+        if not isinstance(output, Tensor) or not 3 <= output.ndim <= 5 or not output.is_floating_point():
+            what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(
+                f"after: {name!r} returns {what}; a block needs one map of the axes (B, C, N), (B, C, H, W) "
+                "or (B, C, T, H, W)"
+            )
+        if output.shape[1] != outputs[0].shape[1] or output.ndim != outputs[0].ndim:
+            raise ValueError(
+                f"after: {name!r} runs {len(outputs)} times, with maps "
+                f"{[tuple(one.shape) for one in outputs]}; one block cannot follow them all"
+            )
+    return outputs[0]
+
+
+def _block(name, output, options):
+    fixed = {"in_channels", "ndim"} & set(options)
+    if fixed:
+        raise ValueError(f"{sorted(fixed)[0]} is read off the map behind {name!r}; leave it out")
+    block = NonLocalBlock(output.shape[1], ndim=output.ndim - 2, **options)
+    return block.to(device=output.device, dtype=output.dtype)
