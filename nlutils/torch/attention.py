@@ -19,8 +19,8 @@ def attention_rows(block: NonLocalBlock, x: Tensor, queries: Sequence[Sequence[i
              the end. They are the same in every sample
 
     Returns (B, Q, *size'), on the grid of the keys: the size of x, with height and width halved where the
-    block sub-samples. A position that i may not look at (another frame, place or group) has weight 0. For the two
-    softmax forms a row sums to 1. Differentiable. Raises ValueError for a wrong query or input.
+    block sub-samples. A position that i may not look at (another frame, place or group) has weight 0. For the
+    two softmax forms a row sums to 1. Differentiable. Raises ValueError for a wrong query or input.
     """
     if not isinstance(block, NonLocalBlock):
         raise TypeError(f"block is a {type(block).__name__}; it must be a nlutils.torch.NonLocalBlock")

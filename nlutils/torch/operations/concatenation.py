@@ -56,9 +56,10 @@ def _rectified_sum_backward(grad_y, a, b, g, active_b, order_b):
 
     M dL/da_i = G_i . dL/dy_i,  M dL/db_j = Y_j . g_j,  M dL/dg_j = sum over i of ReLU(a_i + b_j) dL/dy_i.
     """
+    count = b.shape[1]
     grad_a, grad_b, grad_g = torch.zeros_like(a), torch.zeros_like(b), _channels_first(b, g)
     with no_autocast(g):
-        active_a, ranked_a, order_a, shift_a = _rank(b, a)
+        active_a, order_a, ranked_a, lifted_b = _rank(b, a, count)
         for batch, channels in _chunks(a, b, g):
             values, grad = _part(g, batch, channels), _part(grad_y, batch, channels)
             sums, _ = _tables(values, order_b[batch])
@@ -66,10 +67,9 @@ def _rectified_sum_backward(grad_y, a, b, g, active_b, order_b):
             sums, weighted = _tables(grad, order_a[batch], ranked_a[batch])
             total = _take(sums, active_a[batch])
             grad_b[batch] += (total * values).sum(1)
-            looked_up = _take(weighted, active_a[batch])
-            grad_g[batch, channels] = looked_up.addcmul_(total, (b + shift_a)[batch, None])
-    count = b.shape[1]
-    return grad_a.div_(count), grad_b.div_(count), grad_g.div_(count).mT
+            part = _take(weighted, active_a[batch], out=grad_g[batch, channels])
+            part.addcmul_(total, lifted_b[batch, None])
+    return grad_a.div_(count), grad_b.div_(count), grad_g.mT
 
 
 @operator(
@@ -82,13 +82,12 @@ def _rectified_sum(a, b, g):
     """y, and for the backward pass how many b_j are active for each a_i, and the order of b."""
     y = _channels_first(a, g)
     with no_autocast(g):
-        active, ranked, order, shift = _rank(a, b)
+        active, order, ranked, lifted = _rank(a, b, b.shape[1])
         for batch, channels in _chunks(a, b, g):
             sums, weighted = _tables(_part(g, batch, channels), order[batch], ranked[batch])
-            looked_up = _take(weighted, active[batch])
-            looked_up.addcmul_(_take(sums, active[batch]), (a + shift)[batch, None])
-            y[batch, channels] = looked_up
-    return y.div_(b.shape[1]).mT, active, order
+            part = _take(weighted, active[batch], out=y[batch, channels])
+            part.addcmul_(_take(sums, active[batch]), lifted[batch, None])
+    return y.mT, active, order
 
 
 def _channels_first(scores, g):
@@ -112,16 +111,16 @@ def _part(rows, batch, channels):
     return rows.mT[batch, channels].contiguous()
 
 
-def _rank(a, b):
-    """How many b_j are active for each a_i, b in falling order minus its mean, that order, and the mean.
+def _rank(a, b, count):
+    """How many b_j are active for each a_i; the order in which b falls; b in that order, and a, for the sums.
 
-    Whether j is active for i is decided on the numbers as they are; the products that are summed keep more
-    digits when b is centred, and then a_i + b_j = (a_i + mean) + (b_j - mean).
+    Whether j is active for i is decided on the numbers as they are. The products that are summed keep more
+    digits when b is centred: a_i + b_j = (a_i + mean) + (b_j - mean). Both are divided by `count` here.
     """
     ranked, order = torch.sort(b, dim=1, descending=True)
     active = torch.searchsorted(-ranked, a.contiguous())  # -b_j < a_i
     mean = b.mean(1, keepdim=True)
-    return active, ranked - mean, order, mean
+    return active, order, (ranked - mean) / count, (a + mean) / count
 
 
 def _tables(values, order, ranked=None):
@@ -139,8 +138,9 @@ def _running_sums(values):
     return sums
 
 
-def _take(values, index):
+def _take(values, index, out=None):
     """(B, k, M) at `index` (B, N) along the last axis -> (B, k, N)."""
     if len(values) == 1:  # the faster of two ways to the same
-        return values[0].index_select(1, index[0])[None]
-    return values.gather(2, index[:, None].expand(*values.shape[:2], -1))
+        out = None if out is None else out[0]
+        return torch.index_select(values[0], 1, index[0], out=out)[None]
+    return torch.gather(values, 2, index[:, None].expand(*values.shape[:2], -1), out=out)
