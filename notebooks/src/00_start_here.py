@@ -49,13 +49,18 @@ print(describe_source())
 # | notebook | question |
 # |:--|:--|
 # | 00 start here | what does the operation see? |
+# | 01 local and non-local | what can a non-local block do that local operations cannot? |
+# | 02 non-local means, 03 dense CRF | where does the idea come from? |
 # | 04 formulation | what exactly is computed, and what is its gradient? |
 # | 05 block in PyTorch, 06 block in Keras | how does the formula become a layer? |
 # | 07 the same block twice | do the two frameworks compute the same? |
+# | 08 self-attention | is the block an attention layer? |
+# | 09 cost | what does it cost, and how can it be exact and cheap? |
+# | 10 compact generalized | what if channels take part too, and what do its relatives compute? |
 # | 11 video clips | what is a clip, as an array? |
 # | 18 comparison | which video network wins on the same clips, and by how much? |
 #
-# The formula stands in 04. If you know PyTorch only, leave out 06 and 07. If you know Keras only, leave out 05 and 07; 18 builds on 05.
+# The formula stands in 04, and who is in a hurry begins there. If you know PyTorch only, leave out 06 and 07. If you know Keras only, leave out 05 and 07; 01, 09 and 18 need PyTorch.
 #
 # Three things come back in every notebook:
 #
