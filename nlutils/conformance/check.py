@@ -7,7 +7,7 @@ from nlutils.conformance.case import Case
 from nlutils.conformance.checks import CHECKS
 from nlutils.conformance.definition import computes, options
 from nlutils.conformance.report import Report, Result
-from nlutils.conformance.subject import NotRunnable, one_line
+from nlutils.conformance.subject import Disagreement, NotRunnable, one_line
 
 __all__ = ["check"]
 
@@ -17,7 +17,8 @@ def check(block, example_input, weights=None) -> Report:
 
     block          a torch.nn.Module, channels first, or a Keras layer, channels last; 1D, 2D or 3D
     example_input  a batch of maps that the block takes, (B, C, *size) or (B, *size, C). Its axes count and
-                   not its values: the checks draw their own numbers, on at most 8 x 4 x 6 positions
+                   not its values: the checks draw their own numbers, on at most 8 x 4 x 6 positions of
+                   it (half precision: on all of it, up to 1,568)
     weights        where the parts of the block are: {"theta": …, "phi": …, "g": …, "w_z": …, "norm": …,
                    "w_f": …}, each a dotted path ("conv_out.conv"), a layer or a parameter. What a block lacks
                    is left out: theta and phi for a Gaussian, the norm, w_f but for concatenation. A missing
@@ -57,6 +58,8 @@ def _run(name, function, case):
         result, diagnosis = function(case)
     except NotRunnable as error:
         result, diagnosis = "not run", str(error)
+    except Disagreement:
+        raise
     except Exception as error:  # the block raises: that is what the check found
         result, diagnosis = "wrong", f"raises {type(error).__name__}: {one_line(error)}"
     finally:

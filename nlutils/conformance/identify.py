@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 
 from nlutils.conformance.formulas import FAULTS, Formula, Oracle, literal
-from nlutils.conformance.subject import NotRunnable, Subject
+from nlutils.conformance.subject import Disagreement, NotRunnable, Subject
 from nlutils.instantiations import INSTANTIATIONS, SOFTMAX_FORMS
 
 __all__ = ["Finding", "draw", "identify", "waking"]
@@ -158,7 +158,7 @@ def identify(subject: Subject) -> Finding:
         # The same in the paper's own words: sums over i and j, one pair at a time.
         words = literal(best, x, weights, oracle.norm)
         if np.abs(words - z).max() > subject.tolerance * np.abs(x).max():
-            raise AssertionError(f"the oracle and nlutils.reference disagree about {best}")
+            raise Disagreement(f"the oracle and nlutils.reference disagree about {best}")
     untold = tuple(key for key in subject.parameters() if key not in subject.told())
     inner = oracle.width if "theta" in subject.keys else oracle.value_width
     return Finding(

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-__all__ = ["NotRunnable", "Subject", "one_line"]
+__all__ = ["Disagreement", "NotRunnable", "Subject", "one_line"]
 
 ROLES = ("theta", "phi", "g", "w_z", "norm", "w_f")
 # The map that a block is checked on, at most: small, because the definition is computed pair by pair.
@@ -18,6 +18,10 @@ TOLERANCE = {"float64": 1e-9, "float32": 2e-4}
 
 class NotRunnable(Exception):
     """A check cannot be run; the text says why."""
+
+
+class Disagreement(Exception):
+    """The suite contradicts itself: its fast formulas and `nlutils.reference` differ."""
 
 
 def one_line(error) -> str:

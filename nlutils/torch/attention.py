@@ -1,5 +1,6 @@
 """What chosen positions look at: single rows of a block's map, in the memory of these rows alone."""
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -60,12 +61,14 @@ def _visible(block, place, size):
 def _check_queries(queries, size):
     places = []
     for query in queries:
-        place = tuple(int(at) for at in query)
-        if len(place) != len(size) or not all(
-            -side <= at < side for at, side in zip(place, size, strict=True)
-        ):
+        try:
+            place = tuple(operator.index(at) for at in query)
+        except TypeError:  # a number alone, or one with a fraction
+            place = ()
+        inside = (-side <= at < side for at, side in zip(place, size, strict=False))
+        if len(place) != len(size) or not all(inside):
             raise ValueError(
-                f"queries: {tuple(query)} is not a position in a map of size {tuple(size)}; "
+                f"queries: {query!r} is not a position in a map of size {tuple(size)}; "
                 f"it must be {len(size)} whole numbers inside it"
             )
         places.append(tuple(at % side for at, side in zip(place, size, strict=True)))

@@ -50,8 +50,9 @@ class Insertions(tuple):
 def insert_non_local(model: nn.Module, example_input, after: Sequence[str], **block_options) -> Insertions:
     """Put a `NonLocalBlock` after each module of `model` that `after` names; the model is changed in place.
 
-    example_input  what model(...) takes: a tensor, or a tuple of arguments. The model runs once on it, in
-                   evaluation mode and without gradients, to see the channels and sizes of the maps
+    example_input  what model(...) takes: a tensor, or a tuple of arguments. The model runs twice on it, in
+                   evaluation mode and without gradients: to see the channels and sizes of the maps, and to
+                   see that the blocks run
     after          names as in model.named_modules(): "layer2.1"
     block_options  go to `NonLocalBlock`; ndim and in_channels come from the maps
 
@@ -62,15 +63,26 @@ def insert_non_local(model: nn.Module, example_input, after: Sequence[str], **bl
 
     Returns the insertions, in the order of `after`; printed, they are a table. Raises ValueError for a name
     that matches nothing, that is named twice, that has a block already, that does not run, or whose output is
-    not a map (B, C, N), (B, C, H, W) or (B, C, T, H, W); then nothing was inserted.
+    not a map (B, C, N), (B, C, H, W) or (B, C, T, H, W), or which calls its children in a loop of its own;
+    then nothing was inserted.
     """
     modules = _find(model, after)
-    maps = _record(model, example_input, modules)
+    outputs = _record(model, example_input, modules)
+    maps = {name: _one_map(name, output) for name, output in outputs.items()}
     blocks = {name: _block(name, maps[name], block_options) for name in modules}
+    hooks = []
     for name, module in modules.items():
-        module.register_module(_CHILD, blocks[name])
-        if not isinstance(module, nn.Sequential):  # a Sequential calls its last child by itself
-            module.register_forward_hook(_apply)
+        module.register_module(_CHILD, blocks[name].train(module.training))
+        if not _calls_its_children(module):
+            hooks.append(module.register_forward_hook(_apply))
+    try:
+        _check_runs(model, example_input, modules, blocks, outputs)
+    except BaseException:
+        for hook in hooks:
+            hook.remove()
+        for module in modules.values():
+            delattr(module, _CHILD)
+        raise
     return Insertions(
         Insertion(
             name,
@@ -87,15 +99,34 @@ def _apply(module, arguments, output):
     return getattr(module, _CHILD)(output)
 
 
+def _calls_its_children(module):
+    """A Sequential does, one after the other; not one of its subclasses that has a forward of its own."""
+    return type(module).forward is nn.Sequential.forward and "forward" not in vars(module)
+
+
+def _check_runs(model, example_input, modules, blocks, outputs):
+    """Run the model again: each block must run as often as its module did."""
+    try:
+        runs = _record(model, example_input, blocks)
+    except Exception as error:
+        raise ValueError(f"after: with its blocks the model does not run any more: {error}") from error
+    for name, module in modules.items():
+        if len(runs[name]) != len(outputs[name]):
+            raise ValueError(
+                f"after: {name!r} ran {len(outputs[name])} times, but its block {len(runs[name])} times: "
+                f"{type(module).__name__} calls its children in its own way; name one of them"
+            )
+
+
 def _find(model, after):
     if isinstance(after, str):
         raise ValueError(f"after={after!r} must be a list of module names: [{after!r}]")
-    modules, found = dict(model.named_modules()), {}
+    modules, found, after = dict(model.named_modules(remove_duplicate=False)), {}, list(after)
     if not after:
         raise ValueError("after=[] names no module; no block would be inserted")
     for name in after:
         if not name or name not in modules:
-            near = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
+            near = difflib.get_close_matches(str(name), modules, n=3, cutoff=0.4)
             hint = f"did you mean {', '.join(map(repr, near))}?" if near else "see model.named_modules()"
             raise ValueError(f"after: the model has no module {name!r}; {hint}")
         if name in found:
@@ -104,7 +135,7 @@ def _find(model, after):
             raise ValueError(f"after: {name!r} has a child {_CHILD!r} already; leave it out")
         found[name] = modules[name]
     if len({id(module) for module in found.values()}) < len(found):
-        raise ValueError(f"after={list(after)!r}: two of these names are one shared module; name it once")
+        raise ValueError(f"after={after!r}: two of these names are one shared module; name it once")
     return found
 
 
@@ -125,7 +156,7 @@ def _record(model, example_input, modules):
             hook.remove()
         for module in training:
             module.training = True
-    return {name: _one_map(name, output) for name, output in outputs.items()}
+    return outputs
 
 
 def _one_map(name, outputs):

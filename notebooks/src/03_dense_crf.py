@@ -60,14 +60,14 @@ print("psi of pixel 3         ", psi[3])
 
 # %% [markdown]
 # Pixels also have opinions about each other. Two pixels that are near and alike should have one label. *How* near and alike is a number $k_{ij}$ for each
-# pair, made from the positions $p_i$ and the colours $I_i$ (here one grey). There is a second term for position alone; Krähenbühl and Koltun (2011) use this sum:
+# pair, made from the positions $p_i$ and the colours $I_i$ (here one grey). There is a second term for position alone:
 #
 # $$
 # k_{ij} = w_1 \exp\Big(-\frac{|p_i - p_j|^2}{2 \theta_\alpha^2} - \frac{|I_i - I_j|^2}{2 \theta_\beta^2}\Big)
 # + w_2 \exp\Big(-\frac{|p_i - p_j|^2}{2 \theta_\gamma^2}\Big)
 # $$
 #
-# Its form is theirs; all numbers in this notebook are ours.
+# This follows the dense CRF of Krähenbühl and Koltun (2011); notation and all numbers are ours.
 
 
 # %%
@@ -231,7 +231,7 @@ difference(
 )
 
 # %% [markdown]
-# The last line is worth a proof. As a function of $Q_i$ alone, $F = \sum_l Q_i(l) \log Q_i(l) - \sum_l Q_i(l)\, a(l) + \text{const}$ with $a$ the bracket of the update; put $a(l) = \log Q_i^\text{new}(l) +
+# The last line is worth a proof. As a function of $Q_i$ alone, $F = \sum_l Q_i(l) \log Q_i(l) - \sum_l Q_i(l)\, a(l) + \text{const}$ with $a$ the exponent of the update; put $a(l) = \log Q_i^\text{new}(l) +
 # \text{const}$ in, and $F = \mathrm{KL}(Q_i \| Q_i^\text{new}) + \text{const}$. So an update of *one* pixel never raises $F$, and lowers it by a number that we can name.
 # A *sweep* updates all pixels in turn.
 
@@ -294,7 +294,7 @@ assert all((q > 0.55) == (largest > 2) for largest, q in found.values())
 # Mean field is too sure. In the truth, neighbours hold an opinion *together*, and may change it together; independent pixels cannot, so each takes the others' opinion as a fact from outside, which
 # came in part from itself.
 #
-# In the extreme case it breaks the symmetry: it picks one of two equally good answers and reports near certainty. Near $Q_i = 0.5 + m_i$ the update is $m \to \frac12 K m$ (the two labels' logits differ by $2 K m$, and
+# In the extreme case it breaks the symmetry: it picks one of two equally good answers, with up to 95 % certainty. Near $Q_i = 0.5 + m_i$ the update is $m \to \frac12 K m$ (the two labels' logits differ by $2 K m$, and
 # the softmax of two labels has the slope $\frac14$ there), so a small tilt grows as soon as the largest eigenvalue of $K$ passes 2. Read the outputs of a dense CRF as labels, not as probabilities.
 
 # %% [markdown]
@@ -354,7 +354,7 @@ difference(y_loops, y_library, "loops, and two embedded Gaussians of nlutils.tor
 # %% [markdown] tags=["predict"]
 # ## 6 · All at once
 #
-# A non-local operation computes all $y_i$ from one old $Q$: *parallel* updates, the only kind that is fast. The proof of section 3 was about one pixel at a time.
+# A non-local operation computes all $y_i$ from one old $Q$: *parallel* updates, which are a matrix product and thus fast. The proof of section 3 was about one pixel at a time.
 #
 # Two pixels, no unaries, $k_{01} = 4$. Pixel 0 is for label 0 with 0.9, pixel 1 for label 1 with 0.9. They want to agree. What do parallel updates do?
 
@@ -385,13 +385,13 @@ assert np.allclose(Q_down[0], Q_down[1], atol=0.01)
 # %% [markdown] tags=["explain"]
 # In parallel, each takes over the *old* opinion of the other: they swap, for ever, and $F$ goes up. One after the other, pixel 0 gives in and all is well.
 #
-# The last line keeps $j = i$ in the sum, and the swapping stops. That is no accident. Let $\bar K$ be the kernel *with* its diagonal, and $\bar F$ the free energy with it. A Gaussian kernel
+# The last line keeps $j = i$ in the sum, and the swapping stops, at a tie, as the start was symmetric. That it stops is no accident. Let $\bar K$ be the kernel *with* its diagonal, and $\bar F$ the free energy with it. A Gaussian kernel
 # is positive semidefinite, so $(Q - R)^\top \bar K (Q - R) \ge 0$ for each label's column, for any $R$. Written out, with $R$ the old $Q$:
 #
 # $$-\tfrac12 Q^\top \bar K Q \;\le\; -Q^\top \bar K R + \tfrac12 R^\top \bar K R$$
 #
 # The right side is linear in $Q$, equal to the left at $Q = R$, and the parallel update minimises $\bar F$ with the left side replaced by the right. So $\bar F$ cannot rise. Without the diagonal, $K$ has trace 0, hence
-# negative eigenvalues, and the argument is gone.
+# negative eigenvalues, and the argument is gone. The price of the diagonal: $\bar F$ is not the $F$ that belongs to $P$.
 
 
 # %%
@@ -419,7 +419,7 @@ assert rises == 0
 # %% [markdown]
 # ## 7 · A photograph
 #
-# `coffee` comes with scikit-image (by Rachel Michetti, in the public domain). We shrink it to 40 x 60, so that the exact map of $2400^2$ entries fits. Three labels: table, red china, inside of the cup. The
+# `coffee` comes with scikit-image (by Rachel Michetti, CC0). We shrink it to 40 x 60, so that the exact map of $2400^2$ entries fits. Three labels: table, red china, inside of the cup. The
 # "true" labels are two ellipses that we drew by eye, so the spoon's handle, for one, counts as table.
 #
 # The classifier is made up as well: it gives *one* answer for each cell of 5 x 5 pixels, as networks with strides do, from the true shares of the labels in that cell plus noise.
@@ -483,8 +483,8 @@ for ax in axes:
 plots.show(
     fig,
     "A cup on a saucer, and a cross on the saucer to the left of the cup. With position and colour, the cross is "
-    "tied to the saucer around it, and the weights break off at the cup's white rim and at the table. With position alone they form a round blob "
-    "that reaches over both borders.",
+    "tied to the saucer around it, and the weights break off at the cup's white rim. With position alone they form "
+    "a round blob that reaches over the rim into the cup.",
 )
 
 # %% [markdown]
@@ -546,19 +546,20 @@ for ax in axes.flat:
     ax.set_axis_off()
 plots.show(
     fig,
-    "The photograph, the true labels, and four results of the last draw as label maps. The classifier's map is made of squares, some of them wrong. "
-    "Blurred and by position alone, the borders are wavy. The CRF's map has a round cup and a "
-    "saucer with a smooth outline; it loses the dark shadow at the saucer's lower edge.",
+    "The photograph, the true labels, and four results of the last draw as label maps. The classifier's map is made "
+    "of squares, some of them wrong. Blurred and by position alone, the borders are wavy. The CRF's cup is round "
+    "and its saucer has a smooth outline on the right; a bulge at the lower edge and specks at the cup's rim remain.",
 )
 
 # %% [markdown] tags=["predict"]
 # ## 8 · Lower energy, better labels?
 #
-# On the first draw: the free energy after each sweep of sequential updates, in the order of reading and in a random order, and after parallel updates. Section 3 proves that the sequential ones
-# cannot rise. Will the run that ends lowest have the most correct labels?
+# The free energy after each sweep of sequential updates, in reading order and in a random order, and after parallel updates. Section 3 proves that the sequential ones
+# cannot rise. Of five draws that we looked at, this is the one with the largest differences. Will the run that ends lowest have the most correct labels? And is the energy of the true labels lower
+# than that of the labels found?
 
 # %%
-psi = classifier(100)
+psi = classifier(104)
 order = np.random.default_rng(1).permutation(N)
 ends = {}
 for name in ("in reading order", "in random order", "parallel"):
@@ -572,5 +573,263 @@ for name in ("in reading order", "in random order", "parallel"):
             assert lost >= 0
             assert np.isclose(trace[-1] - lost, free_energy(Q, psi, K))
         trace.append(free_energy(Q, psi, K))
-    ends[name] = trace, accuracy(Q)
+    ends[name] = trace[-1], accuracy(Q)
     print(f"{name:17} F {np.rint(trace).astype(int)}  accuracy {accuracy(Q):.1%}")
+
+hard = np.eye(L)[true.ravel()], np.eye(L)[Q.argmax(axis=1)]
+unaries = [np.sum(R * psi) for R in hard]
+E_true, E_found = (free_energy(R, psi, K) for R in hard)  # for certain labels, F is the energy
+for name, E, unary in zip(("true labels", "labels found"), (E_true, E_found), unaries, strict=True):
+    print(f"{name:12} energy {E:.0f}: unaries {unary:.0f}, pairs {E - unary:.0f}")
+lowest, best = min(ends, key=lambda name: ends[name][0]), max(ends, key=lambda name: ends[name][1])
+assert lowest == "in reading order" != best
+assert E_true > E_found + 100
+assert unaries[0] > unaries[1]
+assert E_true - unaries[0] > E_found - unaries[1]
+
+# %% [markdown] tags=["explain"]
+# No, and no. In reading order the first rows decide before the last are asked; here that ends in a lower valley of $F$, with almost five points fewer correct labels. And the true labels have a
+# *higher* energy than those found, in their unaries and in their pairs: the classifier errs in whole squares, and across the true border there are pairs of like colour. To minimise a wrong
+# energy better does not help; that is one reason to learn the features.
+#
+# In parallel $F$ fell, too. Nothing in section 6 promises it without the diagonal, and nothing forbids it.
+
+# %% [markdown]
+# ## 9 · One iteration, written as a block
+#
+# Now as in a network: two embedded Gaussians with $\theta$ and $\phi$ from position and colour, $g = Q$, a sum with weights, an input that is added, and a softmax:
+#
+# $$Q_i^\text{new} = \underset{l}{\mathrm{softmax}}\Big(-\psi_i + \sum_{m=1}^{2} w_m \Big(\sum_{j} e^{\theta_i^{(m)} \cdot\, \phi_j^{(m)}} Q_j - Q_i\Big)\Big)$$
+
+
+# %%
+def crf_block(Q, psi, features, w):
+    z = -psi
+    for x, w_m in zip(features, w, strict=True):
+        z = z + w_m * (message(x, Q) - Q)
+    return softmax(z)
+
+
+features = np.hstack([place / 4, colour / 0.15]), place / 1
+Q = softmax(-psi)
+Q_block = crf_block(Q, psi, features, w=(1, 0.3))
+assert Q_block.shape == (N, L)
+difference(Q_block, parallel(Q, psi, K), "the block, and the parallel update", below=1e-8)
+
+# %% [markdown]
+# | | dense CRF, one iteration | non-local block |
+# |:--|:--|:--|
+# | $f$ | $e^{\theta_i \cdot \phi_j}$, position and colour | the same, or three others |
+# | features | given; five numbers to set | learned: matrices $W_\theta$, $W_\phi$ on the features of a network |
+# | $g$ | the probabilities $Q_j$ | learned, $W_g\, x_j$ |
+# | $j = i$ | left out | kept |
+# | $C$ | 1: messages grow with $N$ | $\sum_j f$ or $N$: a mean |
+# | what is added | $-\psi_i$, the same in each iteration | $x_i$ |
+# | softmax | over labels $l$, at each position | over positions $j$, for each row (two of the four forms) |
+# | used | several times with the same weights | once, blocks differ |
+#
+# The line about $C$ has a consequence that a user feels. Take the picture at twice the size and $\theta_\alpha$ twice as large: each pixel has four times as many pixels like it, and the messages become four times as
+# strong beside the unaries.
+
+# %%
+twice = photo[:20, :30].repeat(2, axis=0).repeat(2, axis=1)  # a quarter of the photograph, at twice the size
+place_once = np.array([(r, c) for r in range(20) for c in range(30)], dtype=np.float64)
+place_twice = np.array([(r, c) for r in range(40) for c in range(60)], dtype=np.float64)
+rows = []
+for p, image, alpha in ((place_once, photo[:20, :30], 4), (place_twice, twice, 8)):
+    k = kernel(p, image.reshape(-1, 3), w1=1, alpha=alpha, beta=0.15, w2=0, gamma=1)
+    rows.append(k.sum(axis=1).mean())
+print(f"mean sum of a row: {rows[0]:.1f}, at twice the size {rows[1]:.1f}, {rows[1] / rows[0]:.1f} times")
+assert 3.8 < rows[1] / rows[0] < 4.3
+
+# %% [markdown]
+# ## Exercises
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 1 · Labels in an order (easy, 10 minutes)
+#
+# Let the labels be depths, 0 near, 1 middle, 2 far, and let a jump by two cost more: $\mu(l, l') = |l - l'|$. The short form for Potts does not hold any more. Write one parallel update with any cost matrix
+# `mu`, from the formula of section 3. (The check uses a `mu` that is not symmetric, to tell rows from columns.)
+#
+# **Expect**: for $\mu = 1 - I$ the result of `parallel`.
+#
+# <details><summary>Hint 1: a nudge</summary>
+#
+# First the message $\sum_j k_{ij} Q_j(l')$ for all $l'$, then the cost matrix mixes the labels.
+#
+# </details>
+# <details><summary>Hint 2: the formula</summary>
+#
+# $Q \leftarrow \mathrm{softmax}(-\psi - K Q \mu^\top)$
+#
+# </details>
+# <details><summary>Hint 3: part of the code</summary>
+#
+# `softmax(-psi - ...)`; mind the sign: cost makes a label less likely
+#
+# </details>
+
+
+# %% tags=["stub"]
+def update_with(mu, Q, psi, K):
+    #: solution
+    return softmax(-psi - K @ Q @ mu.T)
+    #: stub
+    return None  # your code here
+    #: end
+
+
+# %% tags=["check"]
+depth_cost = np.abs(np.arange(3)[:, None] - np.arange(3.0)) + np.array(
+    [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
+)  # near-far once more
+part = slice(0, 40)
+Q_part, psi_part, K_part = Q[part], psi[part], 0.1 * K[part, part]
+cost = np.einsum("ij,jm,lm->il", K_part, Q_part, depth_cost)
+check(
+    "Exercise 1",
+    lambda: update_with(depth_cost, Q_part, psi_part, K_part),
+    softmax(-psi_part - cost),
+    mistakes={
+        "the sign of the messages: cost must make a label less likely": softmax(-psi_part + cost),
+        "that is the short form for Potts; mu is not used": parallel(Q_part, psi_part, K_part),
+        "mu is transposed: l is the row, l' the column": softmax(-psi_part - K_part @ Q_part @ depth_cost),
+        "the unaries are missing": softmax(-cost),
+        "the softmax is missing": -psi_part - cost,
+        "the softmax ran over pixels, not over labels": softmax((-psi_part - cost).T).T,
+    },
+)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 2 · Messages that do not grow (medium, 15 minutes)
+#
+# `pydensecrf`, a public Python wrapper, normalises its kernels symmetrically by default: $\bar k_{ij} = k_{ij} / \sqrt{d_i\, d_j}$ with $d_i = \sum_j k_{ij}$. Write it for a map `K`.
+#
+# **Expect**: a symmetric map whose largest eigenvalue is exactly 1, for any picture size. (Dividing row $i$ by $d_i$, as a softmax does, gives the same eigenvalue, and a map that is not symmetric: no energy
+# belongs to it.)
+#
+# <details><summary>Hint 1: a nudge</summary>
+#
+# One vector $d$; it divides rows and columns.
+#
+# </details>
+# <details><summary>Hint 2: the formula</summary>
+#
+# $\bar K = D^{-1/2} K D^{-1/2}$ with the diagonal matrix $D$ of the $d_i$
+#
+# </details>
+# <details><summary>Hint 3: part of the code</summary>
+#
+# `root = np.sqrt(K.sum(axis=1))`, then divide by `root[:, None]` and by `root[None, :]`
+#
+# </details>
+
+
+# %% tags=["stub"]
+def symmetric(K):
+    #: solution
+    root = np.sqrt(K.sum(axis=1))
+    return K / root[:, None] / root[None, :]
+    #: stub
+    return None  # your code here
+    #: end
+
+
+# %% tags=["check"]
+K_small = K[1000:1060, 1000:1060]
+d = K_small.sum(axis=1)
+expected = np.diag(d**-0.5) @ K_small @ np.diag(d**-0.5)
+assert np.isclose(np.linalg.eigvalsh(expected)[-1], 1)
+check(
+    "Exercise 2",
+    lambda: symmetric(K_small),
+    expected,
+    mistakes={
+        "only rows are divided: the map is not symmetric": K_small / d[:, None],
+        "divided by d_i d_j; the square root is missing": K_small / np.outer(d, d),
+        "only rows are divided, by the root": K_small / np.sqrt(d)[:, None],
+        "only columns are divided, by the root": K_small / np.sqrt(d),
+        "multiplied, not divided": K_small * np.sqrt(np.outer(d, d)),
+    },
+)
+
+# %% [markdown] tags=["exercise"]
+# ### Exercise 3 · Half a step (medium, 20 minutes)
+#
+# Another cure for the two pixels of section 6, when $j = i$ must stay out: go half of the way, $Q \leftarrow \frac12 Q + \frac12 Q^\text{new}$. Write `damped(Q, psi, K, times)`, which returns the free energies before the first
+# and after each update, `times + 1` numbers. The check starts at 0.9 and 0.2.
+#
+# **Expect**: numbers that fall, from 2.14 to -0.04 after 20 updates.
+#
+# <details><summary>Hint 1: a nudge</summary>
+#
+# A list that begins with one number, and a loop that appends.
+#
+# </details>
+# <details><summary>Hint 2: the formula</summary>
+#
+# $Q \leftarrow \frac12 Q + \frac12\, \mathrm{softmax}(-\psi + K Q)$, then $F(Q)$
+#
+# </details>
+# <details><summary>Hint 3: part of the code</summary>
+#
+# `Q = 0.5 * Q + 0.5 * parallel(Q, psi, K)` and `free_energy(Q, psi, K)`
+#
+# </details>
+
+
+# %% tags=["stub"]
+def damped(Q, psi, K, times):
+    #: solution
+    trace = [free_energy(Q, psi, K)]
+    for _ in range(times):
+        Q = 0.5 * Q + 0.5 * parallel(Q, psi, K)
+        trace.append(free_energy(Q, psi, K))
+    return np.array(trace)
+    #: stub
+    return None  # your code here
+    #: end
+
+
+# %% tags=["check"]
+def trace_of(share, times=20):
+    Q = np.array([[0.9, 0.1], [0.2, 0.8]])
+    trace = [free_energy(Q, psi_2, K_2)]
+    for _ in range(times):
+        Q = (1 - share) * Q + share * softmax(K_2 @ Q - psi_2)
+        trace.append(free_energy(Q, psi_2, K_2))
+    return np.array(trace)
+
+
+expected = trace_of(0.5)
+assert (np.diff(expected) <= 1e-12).all()
+assert np.allclose(expected[[0, -1]], [2.135, -0.039], atol=5e-4)
+check(
+    "Exercise 3",
+    lambda: damped(np.array([[0.9, 0.1], [0.2, 0.8]]), psi_2, K_2, 20),
+    expected,
+    mistakes={
+        "these are undamped updates": trace_of(1),
+        "the free energy before the first update is missing": expected[1:],
+        "one update too few": expected[:-1],
+        "a quarter of the way, not half": trace_of(0.25),
+        "three quarters of the way, not half": trace_of(0.75),
+    },
+)
+
+# %% [markdown]
+# ## What you learned
+#
+# - A dense CRF is an energy over labellings; its marginals can be enumerated for nine pixels only.
+# - Mean field minimises a free energy. One pixel's update is a softmax over labels, and lowers $F$ by a Kullback-Leibler divergence. Its labels were right, its probabilities too sure.
+# - The message is a non-local operation with $C = 1$ and without $j = i$: zero the diagonal, or subtract the own term.
+# - Without $j = i$, parallel updates may swap for ever; with it, a Gaussian kernel makes them descend, on an objective that is not quite $F$.
+# - A kernel of position and colour repaired borders that blurring could not. The lowest energy did not have the best labels.
+#
+# ## Further reading
+#
+# - P. Krähenbühl, V. Koltun: *Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials*. NIPS 2011. Computes the messages by fast filtering, without the map of $N^2$ entries.
+# - P. Krähenbühl, V. Koltun: *Parameter Learning and Convergent Inference for Dense Random Fields*. ICML 2013. Where our section 6 leads to.
+# - S. Zheng and others: *Conditional Random Fields as Recurrent Neural Networks*. ICCV 2015. The iterations as layers of a network.
+# - C. Bishop: *Pattern Recognition and Machine Learning*, 2006. Chapter 10: mean field and the Kullback-Leibler divergence.
+# - X. Wang, R. Girshick, A. Gupta, K. He: *Non-local Neural Networks*. CVPR 2018. Section 2 discusses conditional random fields.

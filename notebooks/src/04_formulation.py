@@ -7,7 +7,7 @@
 # - derive the four instantiations, and say what each is divided by and why
 # - predict which changes of a clip reach the output, and which cannot
 # - find where float16 overflows, and compute around it
-# - derive the gradients for theta, phi and g, and check every step
+# - derive the gradient of all four by hand, and check every step
 #
 # | | |
 # |:--|:--|
@@ -114,8 +114,7 @@ print(f"the ball's weight on itself: {np.exp(2) / C_i:.3f}, with black bars {f_r
 # A black position still adds $e^0 = 1$ to everybody's $C(x)$, so black bars around a film take attention
 # away from what it shows: in the last line from 0.356 to 0.257. Zero is not neutral under this $f$; section
 # 3 asks the same of the others.
-
-# %% [markdown]
+#
 # ## 2 · The same as matrices
 #
 # Write all $f(x_i, x_j)$ into an $N \times N$ matrix: row $i$ is who looks, column $j$ who is looked at.
@@ -178,11 +177,9 @@ for i in (0, 1, 2, 3):
     print(f"{names[i]:7} theta {theta[i]}   phi {phi[i]}   g {g[i]}")
 
 # %% [markdown]
-# **Embedded Gaussian**: $f = e^{\theta_i \cdot \phi_j}$. The **Gaussian** is the same with
-# $\theta_i = \phi_i = x_i$. Since $f > 0$, dividing by its sum over $j$ is safe, and makes $y_i$ a weighted
-# mean of the $g_j$. This division is called the softmax of the logits $s_{ij}$ over $j$:
-#
-# $$w_{ij} = \frac{e^{s_{ij}}}{\sum_k e^{s_{ik}}}, \qquad s_{ij} = \theta_i \cdot \phi_j$$
+# **Embedded Gaussian**: $f = e^{s_{ij}}$, with the *logits* $s_{ij} = \theta_i \cdot \phi_j$. The **Gaussian** is
+# the same with $\theta_i = \phi_i = x_i$. Since $f > 0$, dividing by its sum over $j$ is safe, and makes $y_i$
+# a weighted mean of the $g_j$. Section 2's $w$ is called the *softmax* of the logits over $j$.
 
 
 # %%
@@ -204,8 +201,7 @@ difference(softmax(x @ x.T), w, "the Gaussian of section 2", below=1e-12)
 #
 # $$y_i = \frac{1}{N} \sum_j (\theta_i \cdot \phi_j)\, g_j$$
 #
-# The cell first shows what the row sum would have done, then lets $N$ grow, on random clips of equal
-# statistics.
+# The cell first divides by the row sum, then lets $N$ grow, on random clips of equal statistics.
 
 # %%
 w_dot = s / N
@@ -264,7 +260,7 @@ assert (np.diff(f_sums[:, order], axis=1) <= 0).all()  # every row falls in this
 
 # %% [markdown]
 # The assertion shows a limit of the concatenation: $a_i$ lifts or lowers a whole row, so all positions rank
-# the others in one order. They can disagree about how much to look, never about whom to look at first.
+# the others in one order. They can disagree about how much to look, never about whom first.
 #
 # Here are all four. The last column is the accuracy on Kinetics of a ResNet-50 with one block (the paper's
 # Table 2a; without the block 71.8 %):
@@ -277,7 +273,7 @@ assert (np.diff(f_sums[:, order], axis=1) <= 0).all()  # every row falls in this
 # | concatenation | $\mathrm{ReLU}(a_i + b_j)$ | $N$ | a row of $f$ can be zero | 72.8 % |
 #
 # The paper's released code also multiplies the logits of the softmax by $d^{-1/2}$; its equations do not.
-# `scale` is that factor, 1 here. Before you go on: what is the ground's row in each map?
+# `scale` is that factor, 1 here (notebook 08 says what it does). Before you go on: what is the ground's row in each map?
 
 
 # %%
@@ -324,11 +320,10 @@ plots.show(
     "and six of the eight rows are zero everywhere else.",
 )
 
-# %% [markdown]
+# %% [markdown] tags=["predict"]
 # The ground looks for nothing. From the softmax forms it gets a mean, from the dot product nothing, and from
 # the concatenation $\mathrm{ReLU}(b_j) / N$: whatever shows itself loudly, asked for or not.
-
-# %% [markdown] tags=["predict"]
+#
 # ## 4 · Everybody is seen, and nobody has a place
 #
 # A larger clip, 4 frames of 6 x 6, 144 positions; the embedded Gaussian against a 3 x 3 x 3 convolution.
@@ -371,10 +366,9 @@ for name, layer in {"non-local": non_local_layer, "convolution": lambda v: convo
 # The price: equation 1 never asks where $j$ is. Played backwards, every position takes its output vector
 # along to its new frame, and the mean over all positions, which a classifier often takes, stays as it was.
 # To a non-local operation on the colours of single pixels, *sit down* and *stand up* are one action. The
-# order of time must already be in $x$, put there by convolutions over time, frame differences or optical
-# flow. That is one reason to put the operation into a network of convolutions, as the paper does.
-
-# %% [markdown]
+# order of time must come in with $x$: from convolutions over time, the operation's neighbours in a network, or
+# from optical flow.
+#
 # ## 5 · A softmax that does not overflow
 #
 # The largest float16 is 65,504, so $e^s$ is infinite for $s$ above $\ln 65504 = 11.09$. Multiply numerator
@@ -439,23 +433,30 @@ with np.errstate(over="ignore"):
     )
     assert np.isinf(f_half @ g_half / np.float16(8192))
 
+total = np.float16(0)
+for share in f_half / np.float16(8192) * g_half:
+    total += share  # every partial sum is rounded to float16
+print("the same, partial sums kept in float16:                        ", total)
+assert total == 4
+
+
 # %% [markdown] tags=["explain"]
 # $1024 \cdot 10^2 = 102{,}400$: the logit is infinite before any softmax sees it, so is the maximum, and
 # $\infty - \infty$ is not a number. Subtracting the maximum protects $e^s$ and nothing else. float16
 # overflows in three places, and each has its cure: in $\theta_i \cdot \phi_j$ (logits in float32), in $e^s$
-# (subtract the maximum), in the sum over $j$ (dot product: divide by $N$ before the sum, as the last line
-# does, and add in float32, as NumPy does; softmax: its sum, at most $N$, in float32).
-
-# %% [markdown]
+# (subtract the maximum), in the sum over $j$ (dot product: divide by $N$ before it; softmax: its sum, at most
+# $N$, in float32). And partial sums belong in float32, where NumPy's `@` keeps them: the last line stops at
+# 4, where float16 numbers are 0.0039 apart and 0.0012 more is rounded away.
+#
 # ## 6 · The gradient by hand
 #
 # Training needs the slope of a loss $L$, one number, with respect to every entry of $\theta$, $\phi$ and
-# $g$. The layers after ours hand us $\partial L / \partial y_{ic}$, in code `dy`, of $y$'s shape; likewise
-# `dg` is $\partial L / \partial g$. Any `dy` will do for a test, so we draw one and let
-# $L = \sum_{ic} \mathtt{dy}_{ic}\, y_{ic}$. To check a derivation, move one entry $v$ up and down by a small
+# $g$. The layers after ours hand us $\partial L / \partial y_{ic}$. We write $dy_{ic}$ for it, as in the
+# code, and likewise $dg_{jc}$ for $\partial L / \partial g_{jc}$. For a test we draw any `dy` and let
+# $L = \sum_{ic} dy_{ic}\, y_{ic}$. To check a derivation, move one entry $v$ up and down by a small
 # $h$:
 #
-# $$\frac{\partial L}{\partial v} \approx \frac{L(v + h) - L(v - h)}{2h}$$
+# $$dv \approx \frac{L(v + h) - L(v - h)}{2h}$$
 #
 # The clip gets noise (`noisy` stands for $x$ from here): were two rows equal, mixing them up would stay
 # unseen.
@@ -476,8 +477,8 @@ def non_local(theta, phi, g, instantiation, *, w_f=None, scale=1.0):
     return pairwise(theta, phi, instantiation, w_f=w_f, scale=scale) @ g
 
 
-def loss(theta, phi, g, instantiation="embedded_gaussian"):
-    return np.sum(dy * non_local(theta, phi, g, instantiation))
+def loss(theta, phi, g, instantiation="embedded_gaussian", w_f=None):
+    return np.sum(dy * non_local(theta, phi, g, instantiation, w_f=w_f))
 
 
 noisy = x + 0.3 * rng.normal(size=(N, C))
@@ -489,24 +490,24 @@ dy = rng.normal(size=y.shape)
 assert y.shape == (N, 3)
 
 # %% [markdown]
-# **Step 1, through $y = w\, g$.** $g_{jc}$ enters $y_{ic}$ for every $i$, multiplied by $w_{ij}$; $w_{ij}$
-# enters $y_{ic}$ for every $c$, multiplied by $g_{jc}$. The chain rule adds up all the ways in:
+# **Step 1, through $y = w\, g$**, for any map $w$. $g_{jc}$ enters $y_{ic}$ for every $i$, multiplied by
+# $w_{ij}$; $w_{ij}$ enters $y_{ic}$ for every $c$, multiplied by $g_{jc}$. The chain rule adds up all the
+# ways in:
 #
-# $$
-# \frac{\partial L}{\partial g_{jc}} = \sum_i w_{ij} \frac{\partial L}{\partial y_{ic}},
-# \qquad \frac{\partial L}{\partial w_{ij}} = \sum_c \frac{\partial L}{\partial y_{ic}}\, g_{jc}
-# $$
+# $$dg_{jc} = \sum_i w_{ij}\, dy_{ic}, \qquad dw_{ij} = \sum_c dy_{ic}\, g_{jc}$$
 
 # %%
-dg_loops = np.zeros_like(g)
-for j in range(N):
-    for c in range(3):
-        for i in range(N):
+dg_loops, dw_loops = np.zeros_like(g), np.zeros_like(w)
+for i in range(N):
+    for j in range(N):
+        for c in range(3):
             dg_loops[j, c] += w[i, j] * dy[i, c]
+            dw_loops[i, j] += dy[i, c] * g[j, c]
 
 dg = w.T @ dy
 dw = dy @ g.T
 difference(dg_loops, dg, "dg, loops and matrix", below=1e-12)
+difference(dw_loops, dw, "dw, loops and matrix", below=1e-12)
 difference(dg, slope(lambda g: loss(theta, phi, g), g), "dg, derived and measured", below=1e-8)
 difference(dw, slope(lambda w: np.sum(dy * (w @ g)), w), "dw, derived and measured", below=1e-8)
 
@@ -537,14 +538,14 @@ assert np.allclose(jacobian.sum(axis=1), 0)  # adding one number to all logits c
 # $\delta_{jk}$ keeps one term of its sum:
 #
 # $$
-# \frac{\partial L}{\partial s_{ik}}
-# = \sum_j \frac{\partial L}{\partial w_{ij}}\, w_{ij} (\delta_{jk} - w_{ik})
-# = w_{ik} \Big( \frac{\partial L}{\partial w_{ik}} - \sum_j w_{ij} \frac{\partial L}{\partial w_{ij}} \Big)
+# ds_{ik} = \sum_j dw_{ij}\, w_{ij} (\delta_{jk} - w_{ik})
+# = w_{ik} \Big( dw_{ik} - \sum_j w_{ij}\, dw_{ij} \Big)
 # $$
 #
-# The sum in the bracket is one number for each row. With step 1 for $\partial L / \partial w_{ij}$ it becomes
-# $\sum_c \frac{\partial L}{\partial y_{ic}} \sum_j w_{ij} g_{jc}$, and the inner sum is $y_{ic}$: the output
-# is enough, without the map. Fused attention kernels, which never store the map, use this.
+# The bracket's sum is the row's *mean* slope, weighted by $w$. It must be there: weights that add up to 1
+# grow only at each other's cost, so a logit gains only by as much as its $dw_{ik}$ is above the mean. Step 1
+# turns the mean into $\sum_c dy_{ic} \sum_j w_{ij} g_{jc} = dy_i \cdot y_i$: the output is enough, without the
+# map. Fused attention kernels, which never store the map, use this (notebook 09).
 
 # %%
 ds_rows = np.zeros_like(s)
@@ -559,17 +560,20 @@ difference(ds_rows, ds, "ds, Jacobians and short form", below=1e-12)
 difference(ds, slope(lambda s: np.sum(dy * (softmax(s) @ g)), s), "ds, derived and measured", below=1e-8)
 
 # %% [markdown]
-# **Step 4, through $s_{ij} = \sum_k \theta_{ik}\, \phi_{jk}$.** $\theta_{ik}$ enters $s_{ij}$ for every $j$,
-# times $\phi_{jk}$; $\phi_{jk}$ for every $i$, times $\theta_{ik}$:
+# **Step 4, through $s_{ij} = \sum_k \theta_{ik}\, \phi_{jk}$**, the product rule: $\theta_{ik}$ enters $s_{ij}$
+# for every $j$, times $\phi_{jk}$; $\phi_{jk}$ for every $i$, times $\theta_{ik}$:
 #
-# $$
-# \frac{\partial L}{\partial \theta_{ik}} = \sum_j \frac{\partial L}{\partial s_{ij}}\, \phi_{jk},
-# \qquad \frac{\partial L}{\partial \phi_{jk}} = \sum_i \frac{\partial L}{\partial s_{ij}}\, \theta_{ik}
-# $$
+# $$d\theta_{ik} = \sum_j ds_{ij}\, \phi_{jk}, \qquad d\phi_{jk} = \sum_i ds_{ij}\, \theta_{ik}$$
 
 # %%
+dtheta_loops = np.zeros_like(theta)
+for i in range(N):
+    for j in range(N):
+        dtheta_loops[i] += ds[i, j] * phi[j]
+
 dtheta = ds @ phi
 dphi = ds.T @ theta
+difference(dtheta_loops, dtheta, "dtheta, loops and matrix", below=1e-12)
 assert (dtheta.shape, dphi.shape) == (theta.shape, phi.shape)
 difference(dtheta, slope(lambda v: loss(v, phi, g), theta), "dtheta, derived and measured", below=1e-8)
 difference(dphi, slope(lambda v: loss(theta, v, g), phi), "dphi, derived and measured", below=1e-8)
@@ -578,13 +582,9 @@ difference(dphi, slope(lambda v: loss(theta, v, g), phi), "dphi, derived and mea
 # **Step 5, to $W_\theta$ and the layer below.** $\theta_{ik} = \sum_c W_{\theta,kc}\, x_{ic}$ is again a sum
 # of products. $x$ enters in three ways, so three gradients add up:
 #
-# $$
-# \frac{\partial L}{\partial W_\theta} = \Big(\frac{\partial L}{\partial \theta}\Big)^{\!\top} x,
-# \qquad \frac{\partial L}{\partial x} = \frac{\partial L}{\partial \theta} W_\theta +
-# \frac{\partial L}{\partial \phi} W_\phi + \frac{\partial L}{\partial g} W_g
-# $$
+# $$dW_\theta = d\theta^\top x, \qquad dx = d\theta\, W_\theta + d\phi\, W_\phi + dg\, W_g$$
 #
-# `gradients` collects steps 1 to 4. In the Gaussian, $x$ takes the place of $\theta$ and $\phi$: it gets
+# `gradients` collects steps 1 to 4. In the **Gaussian**, $x$ takes the place of $\theta$ and $\phi$: it gets
 # `dtheta + dphi + dg @ W_g`.
 
 
@@ -611,39 +611,89 @@ measured = slope(lambda v: loss(v, v, v @ W_g.T, "gaussian"), noisy)
 difference(dx, measured, "Gaussian dx, derived and measured", below=1e-8)
 
 # %% [markdown]
-# **The dot product** has $w = s / N$: steps 2 and 3 shrink to a division, which is the paper's reason for a
-# constant divisor. And products may be taken in any order: $y = \frac{1}{N}\, \theta K$ with
-# $K = \phi^\top g$, a small matrix (here 2 x 3). The rule of step 1 (`w.T @ dy` and `dy @ g.T` for $w\, g$),
-# first for $\theta K$, then for $\phi^\top g$, never meets an $N \times N$ map:
+# **The dot product**, $w = s / N$. A constant divisor has no slope of its own, the paper's reason for $N$:
+# $ds = dw / N$ replaces steps 2 and 3. In step 4, with step 1 put in, the sums may change places:
 #
-# $$
-# \frac{\partial L}{\partial K} = \frac{1}{N}\, \theta^\top \frac{\partial L}{\partial y},
-# \quad \frac{\partial L}{\partial \theta} = \frac{1}{N} \frac{\partial L}{\partial y} K^\top,
-# \quad \frac{\partial L}{\partial \phi} = g \Big(\frac{\partial L}{\partial K}\Big)^{\!\top},
-# \quad \frac{\partial L}{\partial g} = \phi\, \frac{\partial L}{\partial K}
-# $$
+# $$d\theta_{ik} = \frac{1}{N} \sum_j dw_{ij}\, \phi_{jk} = \frac{1}{N} \sum_c dy_{ic}\, K_{kc},
+# \qquad K_{kc} = \sum_j \phi_{jk}\, g_{jc}$$
+#
+# $K$ is 2 x 3, and nothing $N \times N$ is left (notebook 09).
 
 # %%
+dtheta_loops = np.zeros_like(theta)
+for i in range(N):
+    for j in range(N):
+        dtheta_loops[i] += dw[i, j] / N * phi[j]
+
 K = phi.T @ g
-dK = theta.T @ dy / N
-dot_gradients = dy @ K.T / N, g @ dK.T, phi @ dK
 assert K.shape == (2, 3)
-difference(theta @ K / N, non_local(theta, phi, g, "dot_product"), "y, in both orders", below=1e-12)
+dot_gradients = dw / N @ phi, dw.T / N @ theta, (theta @ phi.T / N).T @ dy
+difference(dtheta_loops, dot_gradients[0], "dtheta, loops and matrix", below=1e-12)
+difference(dy @ K.T / N, dot_gradients[0], "dtheta, through K", below=1e-12)
 
 measured = (
     slope(lambda v: loss(v, phi, g, "dot_product"), theta),
     slope(lambda v: loss(theta, v, g, "dot_product"), phi),
     slope(lambda v: loss(theta, phi, v, "dot_product"), g),
 )
-parts = ("dtheta", "dphi", "dg")
-for part, ours, theirs in zip(parts, dot_gradients, measured, strict=True):
+parts = ("dtheta", "dphi", "dg", "dw_f")
+for part, ours, theirs in zip(parts, dot_gradients, measured, strict=False):
     difference(ours, theirs, f"{part}, derived and measured", below=1e-8)
 
-# %% [markdown]
+# %% [markdown] tags=["predict"]
+# **The concatenation**, $w_{ij} = \mathrm{ReLU}(a_i + b_j) / N$. ReLU's slope is a *gate* $o_{ij}$: 1 where
+# $a_i + b_j > 0$, else 0. $a_i$ enters row $i$ of the map, $b_j$ column $j$; both are products (section 3):
+#
+# $$da_i = \frac{1}{N} \sum_j o_{ij}\, dw_{ij}, \qquad db_j = \frac{1}{N} \sum_i o_{ij}\, dw_{ij}$$
+#
+# $$d\theta_{ik} = da_i\, w_{f\theta,k}, \qquad dw_{f\theta,k} = \sum_i da_i\, \theta_{ik},
+# \qquad \text{and so for } \phi, w_{f\phi} \text{ with } db_j$$
+#
+# Lower the lamp's $b_1$ until nobody looks at the lamp. What are $db_1$ and $dg_1$ then?
+
+# %%
+a, b = theta @ w_f[:2], phi @ w_f[2:]
+gate = a[:, None] + b[None, :] > 0
+da_loops, db_loops = np.zeros(N), np.zeros(N)
+for i in range(N):
+    for j in range(N):
+        if gate[i, j]:
+            da_loops[i] += dw[i, j] / N
+            db_loops[j] += dw[i, j] / N
+
+da, db = (gate * dw).sum(axis=1) / N, (gate * dw).sum(axis=0) / N
+difference(da_loops, da, "da, loops and matrix", below=1e-12)
+difference(db_loops, db, "db, loops and matrix", below=1e-12)
+
+dw_f = np.concatenate([da @ theta, db @ phi])
+w_relu = gate * (a[:, None] + b) / N
+concat_gradients = np.outer(da, w_f[:2]), np.outer(db, w_f[2:]), w_relu.T @ dy, dw_f
+measured = (
+    slope(lambda v: loss(v, phi, g, "concatenation", w_f), theta),
+    slope(lambda v: loss(theta, v, g, "concatenation", w_f), phi),
+    slope(lambda v: loss(theta, phi, v, "concatenation", w_f), g),
+    slope(lambda v: loss(theta, phi, g, "concatenation", v), w_f),
+)
+for part, ours, theirs in zip(parts, concat_gradients, measured, strict=True):
+    difference(ours, theirs, f"{part}, derived and measured", below=1e-8)
+
+hidden = b.copy()
+hidden[1] = -a.max() - 1
+sums = a[:, None] + hidden[None, :]
+db_hidden = ((sums > 0) * dw).sum(axis=0) / N
+dg_hidden = np.maximum(sums, 0).T @ dy / N
+print("nobody looks at the lamp: db_1 =", db_hidden[1], "  dg_1 =", dg_hidden[1])
+assert db_hidden[1] == 0
+assert not dg_hidden[1].any()
+
+# %% [markdown] tags=["explain"]
+# Zero: behind a closed column nothing is learned, not even to be seen again. A softmax has no weight 0, and
+# in the dot product a weight of 0 has a slope.
+#
 # ## 7 · The same from the library
 #
-# `nlutils.reference.non_local` is equation 1 as literal sums, the oracle of all tests of `nlutils`.
-# `nlutils.torch.non_local` takes a batch. PyTorch finds gradients by itself; ours must agree.
+# `nlutils.reference.non_local` is equation 1 as literal sums; `nlutils.torch.non_local` takes a batch, and
+# PyTorch finds the gradients by itself. All must agree.
 
 # %%
 import torch
@@ -654,7 +704,7 @@ by_hand = {
     "gaussian": gaussian_gradients,
     "embedded_gaussian": (dtheta, dphi, dg),
     "dot_product": dot_gradients,
-    "concatenation": (),  # exercise 3
+    "concatenation": concat_gradients,
 }
 for name in by_hand:
     inputs = (noisy, noisy, g) if name == "gaussian" else (theta, phi, g)
@@ -663,13 +713,14 @@ for name in by_hand:
     difference(y, nlutils.reference.non_local(*inputs, name, w_f=vector), f"{name}, reference", below=1e-12)
 
     tensors = [torch.tensor(v[None], requires_grad=True) for v in inputs]
-    vector = None if vector is None else torch.tensor(vector)
+    vector = None if vector is None else torch.tensor(vector, requires_grad=True)
     y_torch = nlutils.torch.non_local(*tensors, name, w_f=vector)
     difference(y, y_torch[0], f"{name}, torch", below=1e-12)
 
     y_torch.backward(torch.tensor(dy[None]))
-    for part, ours, tensor in zip(parts, by_hand[name], tensors, strict=False):
-        difference(ours, tensor.grad[0], f"    {part}, by hand and autograd", below=1e-12)
+    slopes = [tensor.grad[0] for tensor in tensors] + ([] if vector is None else [vector.grad])
+    for part, ours, theirs in zip(parts, by_hand[name], slopes, strict=False):
+        difference(ours, theirs, f"    {part}, by hand and autograd", below=1e-12)
 
 # %% [markdown]
 # ## Exercises
@@ -684,7 +735,7 @@ for name in by_hand:
 # softmax over $j$, return the map.
 #
 # **Expect**: rows that add up to 1, and within a row no weight more than $e^2 = 7.4$ times another, because
-# cosines lie between $-1$ and 1. Plain cosines cannot be sharp.
+# cosines lie between $-1$ and 1.
 #
 # <details><summary>Hint 1: a nudge</summary>
 #
@@ -741,7 +792,7 @@ check(
 # %% [markdown] tags=["exercise"]
 # ### Exercise 2 · Not myself (medium, 15 minutes)
 #
-# The dense CRF, an older relative, sums over $j \neq i$. Take the logits $s$, $(N, N)$; return the softmax
+# The dense CRF of notebook 03 sums over $j \neq i$. Take the logits $s$, $(N, N)$; return the softmax
 # map in which no position looks at itself.
 #
 # **Expect**: zeros on the diagonal, and rows that still add up to 1.
@@ -792,60 +843,70 @@ check(
 )
 
 # %% [markdown] tags=["exercise"]
-# ### Exercise 3 · The gradient of the concatenation (hard, 25 minutes)
+# ### Exercise 3 · The gradient of a cosine (hard, 25 minutes)
 #
-# $y_{ic} = \frac{1}{N} \sum_j \mathrm{ReLU}(a_i + b_j)\, g_{jc}$. Derive $\partial L / \partial a_i$ from
-# `dy` and return it, $N$ numbers. The next cell draws $a$ and $b$; no $a_i + b_j$ is exactly 0.
+# Exercise 1 gives every $\theta_i$ the length 1: $\hat\theta_i = \theta_i / |\theta_i|$. Steps 1 to 4 then lead
+# to $d\hat\theta$. Derive $d\theta$ from it: take `theta` and `dunit`, both $(N, d)$, and return $(N, d)$.
 #
-# **Expect**: what `slope` measures; 0 where $a_i + b_j < 0$ for all $j$.
+# **Expect**: what autograd finds; each row of $d\theta$ at a right angle to $\theta_i$, because a longer
+# $\theta_i$ changes nothing.
 #
 # <details><summary>Hint 1: a nudge</summary>
 #
-# Step 1 holds for every map $w$. In which $w_{ij}$ does $a_i$ occur, and with what slope?
+# Every entry of $\hat\theta_i$ holds the length, and the length holds every entry of $\theta_i$: a Jacobian, as
+# in step 2.
 #
 # </details>
 # <details><summary>Hint 2: the formula</summary>
 #
-# $\partial L / \partial a_i = \frac{1}{N} \sum_j [a_i + b_j > 0]\, \partial L / \partial w_{ij}$, where
-# $[\cdot]$ is 1 if true, else 0
+# $\partial \hat\theta_k / \partial \theta_l = (\delta_{kl} - \hat\theta_k\, \hat\theta_l) / |\theta|$
 #
 # </details>
 # <details><summary>Hint 3: part of the code</summary>
 #
-# `gate = (a[:, None] + b[None, :] > 0)` and `dw = dy @ g.T`
+# `dunit - unit * (unit * dunit).sum(axis=1, keepdims=True)`, and a division
 #
 # </details>
 
 
 # %% tags=["stub"]
-def gradient_a(a, b, g, dy):
+def gradient_through_length(theta, dunit):
     #: solution
-    gate = a[:, None] + b[None, :] > 0
-    dw = dy @ g.T
-    return (gate * dw).sum(axis=1) / len(b)
+    length = np.linalg.norm(theta, axis=1, keepdims=True)
+    unit = theta / length
+    return (dunit - unit * (unit * dunit).sum(axis=1, keepdims=True)) / length
     #: stub
     return None  # your code here
     #: end
 
 
 # %% tags=["check"]
-a, b = np.random.default_rng(2).normal(size=(2, N))
-a_torch = torch.tensor(a, requires_grad=True)
-y_torch = torch.relu(a_torch[:, None] + torch.tensor(b)) @ torch.tensor(g) / N
-y_torch.backward(torch.tensor(dy))
-f = np.maximum(a[:, None] + b, 0)
+lengths = np.linalg.norm(theta, axis=1, keepdims=True)
+unit = theta / lengths
+dunit = gradients(unit, phi / np.linalg.norm(phi, axis=1, keepdims=True), g, dy)[0]
+along = (unit * dunit).sum(axis=1, keepdims=True)
+
+theta_torch = torch.tensor(theta, requires_grad=True)
+cosines = torch.cosine_similarity(theta_torch[:, None], torch.tensor(phi)[None], dim=2)
+(torch.softmax(cosines, dim=1) @ torch.tensor(g)).backward(torch.tensor(dy))
 check(
     "Exercise 3",
-    lambda: gradient_a(a, b, g, dy),
-    a_torch.grad,
+    lambda: gradient_through_length(theta, dunit),
+    theta_torch.grad,
     mistakes={
-        "1/N is missing": N * a_torch.grad,
-        "the ReLU was forgotten: where a_i + b_j < 0 the slope is 0": dw.sum(axis=1) / N,
-        "the ReLU's value stands where its slope, 0 or 1, belongs": (f * dw).sum(axis=1) / N,
-        "the sum ran over i, which gives dL/db_j": ((f > 0) * dw).sum(axis=0) / N,
-        "dL/dw is transposed; it is dy @ g.T": ((f > 0) * dw.T).sum(axis=1) / N,
-        "the gate is the wrong way round": ((f == 0) * dw).sum(axis=1) / N,
-        "these are the entries of all pairs; add up over j": (f > 0) * dw / N,
+        "the length was treated as a constant; it depends on theta too": dunit / lengths,
+        "the division by the length is missing": dunit - unit * along,
+        "theta was used where the vector of length 1 belongs": (
+            dunit - theta * (theta * dunit).sum(axis=1, keepdims=True)
+        )
+        / lengths,
+        "multiplied by the length instead of divided": (dunit - unit * along) * lengths,
+        "a sign: the part along theta_i must be taken away": (dunit + unit * along) / lengths,
+        "this is the part along theta_i, the one that must go": unit * along / lengths,
+        "the sum ran over the positions; it belongs to each row": (
+            dunit - unit * (unit * dunit).sum(axis=0, keepdims=True)
+        )
+        / lengths,
     },
 )
 
@@ -855,17 +916,12 @@ check(
 # - Equation 1 is a map $w$ times $g$. The instantiations differ in $f$ and in the divisor: the row's sum
 #   where $f > 0$, else $N$.
 # - A zero vector is not neutral under a softmax. The concatenation ranks all positions in one order.
-# - With a softmax every output depends on every position, whatever its place or time.
-# - float16 overflows in the logit, the exponential and the sum over $j$; each has its own cure.
-# - The gradient: two products for $g$ and $w$, one Jacobian for each row for $s$, two products for $\theta$ and
-#   $\phi$. The dot product needs no map.
+# - float16 overflows in the logit, the exponential and the sum over $j$.
+# - The gradient: two products for $g$ and $w$, then a Jacobian for each row of a softmax, a division for the
+#   dot product, a gate for the concatenation, then products again.
 #
 # ## Further reading
 #
 # - X. Wang, R. Girshick, A. Gupta, K. He. Non-local Neural Networks. CVPR 2018. Section 3.
 # - A. Santoro et al. A simple neural network module for relational reasoning. NeurIPS 2017. The
 #   concatenation's origin.
-# - P. Krähenbühl, V. Koltun. Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials. NIPS
-#   2011. For exercise 2.
-# - T. Dao et al. FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness. NeurIPS 2022.
-#   Step 3 at work.

@@ -8,7 +8,7 @@ from keras import ops
 
 from nlutils.instantiations import SOFTMAX_FORMS, check_operation, check_shapes
 from nlutils.keras.operations.concatenation import rectified_sum
-from nlutils.keras.operations.precision import at_least_float32
+from nlutils.keras.operations.precision import at_least_float32, product
 from nlutils.keras.operations.softmax import attend, softmax_map
 
 __all__ = ["non_local", "pairwise"]
@@ -24,7 +24,7 @@ def non_local(theta, phi, g, instantiation: str = "embedded_gaussian", *, w_f=No
     scale: multiplies theta_i . phi_j in "gaussian" and "embedded_gaussian"
 
     Returns y, (B, N, c), in the dtype of g; float16 and bfloat16 are computed in float32. What each
-    instantiation computes, `nlutils.reference.non_local` states. Memory, the gradients' too, grows with N + M:
+    instantiation computes, `nlutils.reference.non_local` states. Memory grows with N + M, with gradients, too:
     the map of N x M numbers is built only while it is small. The tensors may be those of a functional model.
     Raises ValueError, naming the argument, for what does not fit.
     """
@@ -74,7 +74,7 @@ def _dot_product(theta, phi, g):
     if None not in (queries, keys) and queries * keys * (width + values) < (queries + keys) * width * values:
         y = ops.einsum("bnm,bmc->bnc", ops.einsum("bnd,bmd->bnm", theta / positions, phi), g)
     else:
-        y = ops.einsum("bnd,bdc->bnc", theta, ops.einsum("bmd,bmc->bdc", phi, g) / positions)
+        y = ops.einsum("bnd,bdc->bnc", theta, product(ops.transpose(phi, (0, 2, 1)), g) / positions)
     return ops.cast(y, dtype)
 
 

@@ -2,14 +2,23 @@
 
 from keras import backend, ops
 
-__all__ = ["at_least_float32", "is_half"]
-
-
-def is_half(tensor) -> bool:
-    """Whether `tensor` is float16 or bfloat16."""
-    return backend.standardize_dtype(tensor.dtype) in ("float16", "bfloat16")
+__all__ = ["at_least_float32", "product"]
 
 
 def at_least_float32(tensor):
     """float16 and bfloat16 become float32; other tensors stay what they are."""
-    return ops.cast(tensor, "float32") if is_half(tensor) else tensor
+    return ops.cast(tensor, "float32") if _dtype(tensor) in ("float16", "bfloat16") else tensor
+
+
+def product(left, right):
+    """left @ right: (B, n, k), (B, k, m) -> (B, n, m).
+
+    On the PyTorch backend ops.matmul turns float64 into float32; ops.einsum does not, but is slower elsewhere.
+    """
+    if _dtype(left) == "float64":
+        return ops.einsum("bnk,bkm->bnm", left, right)
+    return ops.matmul(left, right)
+
+
+def _dtype(tensor):
+    return backend.standardize_dtype(tensor.dtype)

@@ -21,8 +21,11 @@ _MAX_POOL = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.m
 
 
 def _is_plain(layer):
-    """."""
-    if type(layer) not in _CONV.values() or layer._forward_hooks or layer._forward_pre_hooks:
+    """A convolution of size 1 as PyTorch has it, and nobody hooked: its weights say all that it does."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if type(layer) not in _CONV.values() or any(getattr(layer, name) for name in hooks):
+        return False
+    if "forward" in vars(layer):  # replaced on this one layer
         return False
     ones = {*layer.kernel_size, *layer.stride, layer.groups}
     return ones == {1} and layer.bias is not None and not any(layer.padding)
@@ -46,7 +49,7 @@ def _product(matrices, maps):
     """
     weight = torch.cat([weight for weight, _ in matrices])
     bias = torch.cat([bias for _, bias in matrices])
-    features = torch.baddbmm(bias[:, None], weight.expand(len(maps), -1, -1), maps.flatten(2))
+    features = torch.baddbmm(bias[:, None], weight.expand(maps.shape[0], -1, -1), maps.flatten(2))
     widths = [len(bias) for _, bias in matrices]
     return [part.unflatten(2, maps.shape[2:]) for part in features.split(widths, 1)]
 

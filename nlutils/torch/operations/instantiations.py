@@ -42,7 +42,9 @@ def non_local(
     if instantiation in SOFTMAX_FORMS:
         return attend(theta, phi, g, scale)
     if instantiation == "dot_product":
-        return _dot_product(theta, phi, g)
+        with no_autocast(theta):
+            dtype = torch.promote_types(torch.promote_types(theta.dtype, phi.dtype), g.dtype)
+            return _dot_product(theta.to(dtype), phi.to(dtype), g.to(dtype)).to(g.dtype)
     a, b = _scores(theta, phi, w_f)
     return rectified_sum(a, b, g)
 
@@ -55,18 +57,40 @@ def _dot_product(theta, phi, g):
     """
     (positions, width), values = phi.shape[1:], g.shape[2]
     if torch.compiler.is_exporting():  # the sizes may change later: take what is linear in all of them
-        return theta @ _mean_product(phi.transpose(1, 2), g, positions)
+        return theta @ _MeanProduct.apply(phi.transpose(1, 2), g, positions)
     queries = theta.shape[1]
     through_map = queries * positions * (width + values)
     through_matrix = (queries + positions) * width * values
     if through_map < through_matrix:
-        return _mean_product(theta, phi.transpose(1, 2), positions) @ g
-    return theta @ _mean_product(phi.transpose(1, 2), g, positions)
+        return _MeanProduct.apply(theta, phi.transpose(1, 2), positions) @ g
+    return theta @ _MeanProduct.apply(phi.transpose(1, 2), g, positions)
 
 
-def _mean_product(left, right, positions):
-    """left @ right / positions. The division comes before the result is rounded to half precision."""
-    return torch.baddbmm(left.new_zeros(1, 1, 1), left, right, beta=0, alpha=1 / positions)
+class _MeanProduct(torch.autograd.Function):
+    """left @ right / positions. The division comes before the result is rounded to half precision.
+
+    Of torch.baddbmm's own gradients this does not hold: they divide what may have overflowed already.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(left, right, positions):
+        return torch.baddbmm(left.new_zeros(1, 1, 1), left, right, beta=0, alpha=1 / positions)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *factors, ctx.positions = inputs
+        ctx.save_for_backward(*factors)
+
+    @staticmethod
+    def backward(ctx, grad):
+        left, right = ctx.saved_tensors
+        return (
+            _MeanProduct.apply(grad, right.mT, ctx.positions) if ctx.needs_input_grad[0] else None,
+            _MeanProduct.apply(left.mT, grad, ctx.positions) if ctx.needs_input_grad[1] else None,
+            None,
+        )
 
 
 def _scores(theta, phi, w_f):
@@ -90,9 +114,9 @@ def pairwise(
     if instantiation in SOFTMAX_FORMS:
         # torch.softmax subtracts each row's maximum first, so exp never overflows.
         with no_autocast(theta):
-            logits = at_least_float32(theta * scale) @ at_least_float32(phi).transpose(1, 2)
+            logits = (at_least_float32(theta) * scale) @ at_least_float32(phi).transpose(1, 2)
             return torch.softmax(logits, dim=2).to(theta.dtype)
     if instantiation == "dot_product":
-        return _mean_product(theta, phi.transpose(1, 2), phi.shape[1])
+        return _MeanProduct.apply(theta, phi.transpose(1, 2), phi.shape[1])
     a, b = _scores(theta, phi, w_f)
     return (torch.relu(a[:, :, None] + b[:, None, :]) / phi.shape[1]).to(theta.dtype)

@@ -18,16 +18,24 @@ def operator(schema: str, *, fake, backward=None, keep=None):
     schema    "name(Tensor x, float scale) -> Tensor", as in torch.library.define
     fake      makes empty results of the right shapes, layouts and dtypes
     backward  (ctx, *gradients of the results) -> gradients of the arguments; keep(ctx, inputs, output) stores
-              what it needs
+              what it needs. None: an operator that is a backward pass itself; differentiating it is an error
     """
     name = schema.partition("(")[0]
+
+    def once(ctx, *gradients):
+        raise RuntimeError(
+            f"nlutils::{name} is a gradient, and has none itself. Twice differentiable are 'dot_product' and, "
+            "in float32 or float64 and for maps of at most 32 MiB, the two softmax forms"
+        )
 
     def register(function):
         _LIBRARY.define(schema)
         torch.library.impl(f"nlutils::{name}", "default", function, lib=_LIBRARY)
         torch.library.register_fake(f"nlutils::{name}", fake, lib=_LIBRARY)
-        if backward is not None:
-            torch.library.register_autograd(f"nlutils::{name}", backward, setup_context=keep, lib=_LIBRARY)
+        # Without a formula, a second derivative would be taken of the loops inside, tile by tile kept.
+        torch.library.register_autograd(
+            f"nlutils::{name}", backward or once, setup_context=keep, lib=_LIBRARY
+        )
         return getattr(torch.ops.nlutils, name)
 
     return register

@@ -29,8 +29,13 @@ _HALF = (torch.float16, torch.bfloat16)
 def attend(theta: Tensor, phi: Tensor, g: Tensor, scale: float = 1.0) -> Tensor:
     """y_i = sum over j of softmax_j(scale * theta_i . phi_j) g_j; shapes and result as in `non_local`.
 
-    Half-precision operands have their logits and sums in float32.
+    Half-precision operands have their logits and sums in float32, and autocast does not make them halves.
     """
+    with no_autocast(theta):
+        return _attend(theta, phi, g, scale)
+
+
+def _attend(theta, phi, g, scale):
     half = any(tensor.dtype in _HALF for tensor in (theta, phi, g))
     if not half and _map_is_small(theta, phi):
         return torch.softmax((theta * scale) @ phi.transpose(1, 2), dim=2) @ g
@@ -52,7 +57,11 @@ def _map_is_small(theta, phi):
 
 
 def _fused_is_linear(theta, phi, g):
-    return theta.shape[2] == g.shape[2] and theta.dtype == phi.dtype == g.dtype
+    if theta.shape[2] != g.shape[2] or not theta.dtype == phi.dtype == g.dtype:
+        return False
+    if theta.device.type == "cuda":  # there float64, and widths that fill no matrix instruction, take the map
+        return theta.dtype != torch.float64 and theta.shape[2] % 8 == 0
+    return theta.device.type == "cpu"
 
 
 def _keep(ctx, inputs, output):
