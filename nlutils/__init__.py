@@ -11,7 +11,7 @@ from importlib import import_module as _import_module
 
 __version__ = "0.1.0"
 
-_ROOMS = ("course", "exchange", "keras", "plots", "reference", "study", "torch", "video")
+_ROOMS = ("conformance", "course", "exchange", "keras", "plots", "reference", "study", "torch", "video")
 
 __all__ = ["__version__", *_ROOMS]
 

@@ -453,8 +453,7 @@ assert total == 4
 # Training needs the slope of a loss $L$, one number, with respect to every entry of $\theta$, $\phi$ and
 # $g$. The layers after ours hand us $\partial L / \partial y_{ic}$. We write $dy_{ic}$ for it, as in the
 # code, and likewise $dg_{jc}$ for $\partial L / \partial g_{jc}$. For a test we draw any `dy` and let
-# $L = \sum_{ic} dy_{ic}\, y_{ic}$. To check a derivation, move one entry $v$ up and down by a small
-# $h$:
+# $L = \sum_{ic} dy_{ic}\, y_{ic}$. To check a derivation, move one entry $v$ up and down by a small $h$:
 #
 # $$dv \approx \frac{L(v + h) - L(v - h)}{2h}$$
 #
@@ -543,7 +542,7 @@ assert np.allclose(jacobian.sum(axis=1), 0)  # adding one number to all logits c
 # $$
 #
 # The bracket's sum is the row's *mean* slope, weighted by $w$. It must be there: weights that add up to 1
-# grow only at each other's cost, so a logit gains only by as much as its $dw_{ik}$ is above the mean. Step 1
+# grow only at each other's cost, so what counts is how far $dw_{ik}$ is above the mean. Step 1
 # turns the mean into $\sum_c dy_{ic} \sum_j w_{ij} g_{jc} = dy_i \cdot y_i$: the output is enough, without the
 # map. Fused attention kernels, which never store the map, use this (notebook 09).
 
@@ -687,8 +686,8 @@ assert db_hidden[1] == 0
 assert not dg_hidden[1].any()
 
 # %% [markdown] tags=["explain"]
-# Zero: behind a closed column nothing is learned, not even to be seen again. A softmax has no weight 0, and
-# in the dot product a weight of 0 has a slope.
+# Zero: behind a closed column nothing is learned, not even how to be seen again. A softmax has no weight 0,
+# and in the dot product a weight of 0 still has a slope.
 #
 # ## 7 · The same from the library
 #
