@@ -40,7 +40,7 @@ def check_operation(instantiation: str, w_f, scale: float) -> None:
             f"w_f was given, but instantiation={instantiation!r} has none; "
             "leave it out, or use instantiation='concatenation'"
         )
-    if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
+    if isinstance(scale, bool) or not isinstance(scale, Real) or not abs(scale) < math.inf:
         raise ValueError(f"scale={scale!r} must be a finite number; it multiplies theta_i . phi_j")
     if scale != 1 and instantiation not in SOFTMAX_FORMS:
         raise ValueError(

@@ -71,6 +71,9 @@ def test_the_records_are_of_the_notebooks_definitions(benchmark):
     for name in rows:
         record = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         assert record["provenance"]["code"] == digest, f"{name}: run benchmarks/local_and_non_local.py"
+        told = {key: value for key, value in rows[name].items() if key in record and key != "block"}
+        assert told == {key: record[key] for key in told}
+        assert record["parameters"] == sum(p.numel() for p in rows[name]["block"]().parameters())
         accuracies = [values for key, values in record.items() if key.startswith("accuracy")]
         assert accuracies
         assert all(len(values) == len(record["seeds"]) == 5 for values in accuracies)

@@ -1,6 +1,16 @@
 """The Keras room: the operation and the block on any Keras backend. PyTorch comes in only as that backend."""
 
+from nlutils.keras.attention import attention_rows
 from nlutils.keras.blocks import CompactGeneralizedNonLocalBlock, NonLocalBlock
+from nlutils.keras.insertion import insert_non_local
 from nlutils.keras.operations import compact_generalized, non_local, pairwise
 
-__all__ = ["CompactGeneralizedNonLocalBlock", "NonLocalBlock", "compact_generalized", "non_local", "pairwise"]
+__all__ = [
+    "CompactGeneralizedNonLocalBlock",
+    "NonLocalBlock",
+    "attention_rows",
+    "compact_generalized",
+    "insert_non_local",
+    "non_local",
+    "pairwise",
+]

@@ -2,13 +2,12 @@
 
 from nlutils.torch.attention import attention_rows
 from nlutils.torch.blocks import CompactGeneralizedNonLocalBlock, NonLocalBlock
-from nlutils.torch.insertion import Insertion, insert_non_local
+from nlutils.torch.insertion import insert_non_local
 from nlutils.torch.models import create_model, list_models
 from nlutils.torch.operations import compact_generalized, non_local, pairwise
 
 __all__ = [
     "CompactGeneralizedNonLocalBlock",
-    "Insertion",
     "NonLocalBlock",
     "attention_rows",
     "compact_generalized",

@@ -1,11 +1,11 @@
 """What chosen positions look at: single rows of a block's map, in the memory of these rows alone."""
 
-import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from nlutils.positions import check_queries, visible
 from nlutils.torch.blocks import NonLocalBlock
 from nlutils.torch.operations import pairwise
 
@@ -26,8 +26,7 @@ def attention_rows(block: NonLocalBlock, x: Tensor, queries: Sequence[Sequence[i
     if not isinstance(block, NonLocalBlock):
         raise TypeError(f"block is a {type(block).__name__}; it must be a nlutils.torch.NonLocalBlock")
     block.check_input(x)
-    size = x.shape[2:]
-    places = _check_queries(queries, size)
+    places = check_queries(queries, x.shape[2:])
     theta, phi, _ = block.embed(x)
     keys = phi.shape[2:]
     rows = [_row(block, theta[(slice(None), slice(None), *place)], phi, place) for place in places]
@@ -36,40 +35,10 @@ def attention_rows(block: NonLocalBlock, x: Tensor, queries: Sequence[Sequence[i
 
 def _row(block, theta, phi, place):
     """One position's row: theta (B, d) against those of phi's positions that it may look at."""
-    visible = _visible(block, place, phi.shape[2:])
-    part = phi[(slice(None), slice(None), *visible)]
+    region = tuple(slice(*ends) for ends in visible(block, place, phi.shape[2:]))
+    part = phi[(slice(None), slice(None), *region)]
     keys = part.flatten(2).transpose(1, 2)
     weights = pairwise(theta[:, None], keys, block.instantiation, w_f=block.w_f, scale=block.logit_scale)
     row = phi.new_zeros(len(phi), *phi.shape[2:])
-    row[(slice(None), *visible)] = weights[:, 0].view(len(phi), *part.shape[2:])
+    row[(slice(None), *region)] = weights[:, 0].unflatten(1, part.shape[2:])
     return row
-
-
-def _visible(block, place, size):
-    """The slices of the keys' grid that `place` may look at."""
-    everything = [slice(None)] * len(size)
-    if block.attention == "space":
-        everything[0] = slice(place[0], place[0] + 1)
-    if block.frames_per_group:
-        first = place[0] - place[0] % block.frames_per_group
-        everything[0] = slice(first, first + block.frames_per_group)
-    if block.attention == "time":
-        everything[1:] = [slice(at, at + 1) for at in place[1:]]
-    return everything
-
-
-def _check_queries(queries, size):
-    places = []
-    for query in queries:
-        try:
-            place = tuple(operator.index(at) for at in query)
-        except TypeError:  # a number alone, or one with a fraction
-            place = ()
-        inside = (-side <= at < side for at, side in zip(place, size, strict=False))
-        if len(place) != len(size) or not all(inside):
-            raise ValueError(
-                f"queries: {query!r} is not a position in a map of size {tuple(size)}; "
-                f"it must be {len(size)} whole numbers inside it"
-            )
-        places.append(tuple(at % side for at, side in zip(place, size, strict=True)))
-    return places

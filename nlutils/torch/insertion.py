@@ -4,47 +4,17 @@ Wang, Girshick, Gupta, He: Non-local Neural Networks, CVPR 2018, section 3.3: a 
 layer, because it starts as the identity.
 """
 
-import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from nlutils.insertions import Insertion, Insertions, check_names
 from nlutils.torch.blocks import NonLocalBlock
 
-__all__ = ["Insertion", "Insertions", "insert_non_local"]
+__all__ = ["insert_non_local"]
 
 _CHILD = "non_local"
-
-
-@dataclass(frozen=True)
-class Insertion:
-    """One block: the module it follows, the channels C and size (T, H, W) of its maps, its parameters."""
-
-    name: str
-    in_channels: int
-    size: tuple[int, ...]
-    parameters: int
-
-
-class Insertions(tuple):
-    """A tuple of `Insertion`; printed, it is a table."""
-
-    def __str__(self) -> str:
-        rows = [("after", "channels", "size", "parameters")]
-        rows += [
-            (one.name, str(one.in_channels), " x ".join(map(str, one.size)), f"{one.parameters:,}")
-            for one in self
-        ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            f"{name:<{widths[0]}}  "
-            + "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-            for name, *cells in rows
-        ]
-        total = sum(one.parameters for one in self)
-        return "\n".join([*lines, f"{len(self)} non-local blocks, {total:,} parameters"])
 
 
 def insert_non_local(model: nn.Module, example_input, after: Sequence[str], **block_options) -> Insertions:
@@ -119,23 +89,13 @@ def _check_runs(model, example_input, modules, blocks, outputs):
 
 
 def _find(model, after):
-    if isinstance(after, str):
-        raise ValueError(f"after={after!r} must be a list of module names: [{after!r}]")
-    modules, found, after = dict(model.named_modules(remove_duplicate=False)), {}, list(after)
-    if not after:
-        raise ValueError("after=[] names no module; no block would be inserted")
-    for name in after:
-        if not name or name not in modules:
-            near = difflib.get_close_matches(str(name), modules, n=3, cutoff=0.4)
-            hint = f"did you mean {', '.join(map(repr, near))}?" if near else "see model.named_modules()"
-            raise ValueError(f"after: the model has no module {name!r}; {hint}")
-        if name in found:
-            raise ValueError(f"after: {name!r} is named twice; name it once")
-        if hasattr(modules[name], _CHILD):
+    modules = dict(model.named_modules())
+    found = {name: modules[name] for name in check_names(after, modules, where="model.named_modules()")}
+    for name, module in found.items():
+        if hasattr(module, _CHILD):
             raise ValueError(f"after: {name!r} has a child {_CHILD!r} already; leave it out")
-        found[name] = modules[name]
     if len({id(module) for module in found.values()}) < len(found):
-        raise ValueError(f"after={after!r}: two of these names are one shared module; name it once")
+        raise ValueError(f"after={list(found)}: two of these names are one shared module; name it once")
     return found
 
 

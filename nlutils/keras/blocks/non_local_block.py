@@ -10,6 +10,7 @@ from keras.initializers import RandomNormal
 
 from nlutils.instantiations import check_block, check_map
 from nlutils.keras.operations import non_local
+from nlutils.keras.operations.concatenation import rectified_sum
 
 __all__ = ["NonLocalBlock"]
 
@@ -135,18 +136,44 @@ class NonLocalBlock(layers.Layer):
 
     def call(self, x, training=None):
         """(B, *size, C) -> (B, *size, C)."""
-        check_map(x.shape, self.in_channels, self.ndim, self.frames_per_group, channels_last=True)
-        theta, phi, g = (self._sequences(features) for features in self._embed(x))
-        y = non_local(theta, phi, g, self.instantiation, w_f=self.w_f, scale=self._factor(theta))
+        self.check_input(x)
+        y = self._concatenation(x) if self._folds else self._operation(*self.embed(x))
         return x + self.norm(self.w_z(self._maps(y, x)), training=training)
 
-    def _embed(self, x):
-        """theta(x), phi(x), g(x) as maps, the last two sub-sampled."""
+    def check_input(self, x) -> None:
+        """Raise ValueError unless `x` is a batch of maps that this block can take."""
+        check_map(x.shape, self.in_channels, self.ndim, self.frames_per_group, channels_last=True)
+
+    def embed(self, x):
+        """theta(x), phi(x), g(x) as maps (B, *size, d), the last two sub-sampled."""
         keys = self._pool(x) if self.subsample == "before" else x
         theta, phi, g = self.theta(x), self.phi(keys), self.g(keys)
         if self.subsample == "after":
             phi, g = self._pool(phi), self._pool(g)
         return theta, phi, g
+
+    @property
+    def logit_scale(self) -> float:
+        """What multiplies theta_i . phi_j: (width of theta)^(-1/2) with scale=True, else 1."""
+        width = self.in_channels if self.instantiation == "gaussian" else self.inner_channels
+        return width**-0.5 if self.scale else 1.0
+
+    def _operation(self, theta, phi, g):
+        theta, phi, g = (self._sequences(maps) for maps in (theta, phi, g))
+        return non_local(theta, phi, g, self.instantiation, w_f=self.w_f, scale=self.logit_scale)
+
+    @property
+    def _folds(self):
+        # w_f . [theta_i, phi_j] needs one number a position, and a maximum over phi none of them.
+        return self.instantiation == "concatenation" and self.subsample != "after"
+
+    def _concatenation(self, x):
+        """w_f folds into theta and phi: each is one vector C -> 1, so only g is a wide convolution."""
+        keys = self._pool(x) if self.subsample == "before" else x
+        half_theta, half_phi = ops.split(ops.convert_to_tensor(self.w_f), 2)
+        a, b = _fold(self.theta, half_theta, x), _fold(self.phi, half_phi, keys)
+        a, b, g = (self._sequences(maps) for maps in (a, b, self.g(keys)))
+        return rectified_sum(a[:, :, 0], b[:, :, 0], g)
 
     def _pool(self, maps):
         # Frame by frame, because TensorFlow's 3D pooling knows no float64. A map of 1 x 1 stays as it is, and
@@ -160,9 +187,6 @@ class NonLocalBlock(layers.Layer):
         kept = [_at_least_one(side // 2) for side in size]
         pooled = pooled[(slice(None), *(slice(0, count) for count in kept))]
         return ops.reshape(pooled, (*outer, *kept, channels))
-
-    def _factor(self, theta):
-        return theta.shape[2] ** -0.5 if self.scale else 1.0
 
     def _sequences(self, maps):
         """(B, *size, C) -> (B', N, C): each of the B' rows holds positions that look at each other."""
@@ -194,6 +218,12 @@ class NonLocalBlock(layers.Layer):
     def get_config(self) -> dict:
         """The arguments that make this layer again."""
         return {**super().get_config(), **self._options}
+
+
+def _fold(conv, vector, maps):
+    """vector . conv(maps), (B, *size, C) -> (B, *size, 1), by one vector instead of the whole convolution."""
+    kernel = ops.reshape(conv.kernel, (-1, conv.filters))
+    return ops.matmul(maps, ops.matmul(kernel, vector[:, None])) + ops.sum(conv.bias * vector)
 
 
 def _at_least_one(size):

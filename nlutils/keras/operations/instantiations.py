@@ -24,7 +24,7 @@ def non_local(theta, phi, g, instantiation: str = "embedded_gaussian", *, w_f=No
     scale: multiplies theta_i . phi_j in "gaussian" and "embedded_gaussian"
 
     Returns y, (B, N, c), in the dtype of g; float16 and bfloat16 are computed in float32. What each
-    instantiation computes, `nlutils.reference.non_local` states. Memory grows with N + M, with gradients, too:
+    instantiation computes, `nlutils.reference.non_local` states. Memory grows with N + M, gradients included:
     the map of N x M numbers is built only while it is small. The tensors may be those of a functional model.
     Raises ValueError, naming the argument, for what does not fit.
     """

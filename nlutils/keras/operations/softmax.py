@@ -59,9 +59,10 @@ def _map_is_small(theta, phi):
 
 
 def _fused_is_linear(theta, phi, g):
-    return (
-        backend.backend() == "torch" and theta.shape[2] == g.shape[2] and theta.dtype == phi.dtype == g.dtype
-    )
+    if backend.backend() != "torch" or theta.shape[2] != g.shape[2]:
+        return False
+    # In float64 Keras' fused attention would go to float32.
+    return theta.dtype == phi.dtype == g.dtype and backend.standardize_dtype(g.dtype) != "float64"
 
 
 def _by_blocks(theta, phi, g):

@@ -119,7 +119,7 @@ def _rank(a, b, count):
     """
     ranked, order = torch.sort(b, dim=1, descending=True)
     active = torch.searchsorted(-ranked, a.contiguous())  # -b_j < a_i
-    mean = b.mean(1, keepdim=True)
+    mean = b.sum(1, keepdim=True) / max(b.shape[1], 1)  # of no number: 0
     return active, order, (ranked - mean) / count, (a + mean) / count
 
 

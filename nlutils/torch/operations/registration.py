@@ -24,8 +24,8 @@ def operator(schema: str, *, fake, backward=None, keep=None):
 
     def once(ctx, *gradients):
         raise RuntimeError(
-            f"nlutils::{name} is a gradient, and has none itself. Twice differentiable are 'dot_product' and, "
-            "in float32 or float64 and for maps of at most 32 MiB, the two softmax forms"
+            f"nlutils::{name} is a gradient, and has none itself. What can be differentiated twice is "
+            "'dot_product' and, in float32 or float64 with a map of at most 32 MiB, the two softmax forms"
         )
 
     def register(function):
