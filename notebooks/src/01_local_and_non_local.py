@@ -551,17 +551,24 @@ for j in same:
 plots.show(
     fig,
     "Left a picture with eight coloured and eight grey patterns; one grey pattern is framed, and its twin with dashes. Right its "
-    "row of the map in per cent: nearly all weight lies on the thing itself and on its twin.",
+    "row of the map in per cent: the largest weight lies on the thing itself, the second largest on its twin.",
 )
 
 # %% tags=["nbval-ignore-output"]
-grey = (answer.flatten(1) >= 0).nonzero()  # (1600, 2): picture, cell
-alike = (cells[grey[:, 0]] == cells[grey[:, 0], grey[:, 1]][:, None]).all(dim=2)  # the thing and its twin
-rows = w[grey[:, 0], grey[:, 1]]
-alike[torch.arange(len(grey)), grey[:, 1]] = False  # the twin alone
+picture, i = (answer.flatten(1) >= 0).nonzero().unbind(1)  # the 1,600 grey things
+rows, thing = w[picture, i], torch.arange(1600)
+alike = (cells[picture] == cells[picture, i][:, None]).all(dim=2)
+own = rows[thing, i].mean()
+alike[thing, i] = False  # the twin alone
 assert (alike.sum(dim=1) == 1).all()
-own, twin = rows[torch.arange(len(grey)), grey[:, 1]].mean(), rows[alike].mean()
-print(f"mean weight on itself {own:.2f}, on the twin {twin:.2f}, on all others {1 - own - twin:.2f}")
+twin, best = rows[alike].mean(), rows.clone()
+best[thing, i] = 0
+first = (best.argmax(dim=1) == alike.int().argmax(dim=1)).float().mean()
+print(
+    f"mean weight on itself {own:.2f}, on the twin {twin:.2f}, on each of the other 34 {(1 - own - twin) / 34:.3f}"
+)
+print(f"the twin has the largest weight after the thing itself: {100 * first:.1f} %")
+assert twin > 5 * (1 - own - twin) / 34
 
 # %% [markdown]
 # ## 6 · Five seeds, more rows, and where the average ends
@@ -608,7 +615,12 @@ print("\nnew, 8 pairs, similarity less average, seed by seed:", percent(gain))
 assert interval(gain)[0] - interval(gain)[1] > 0.3
 
 # %% [markdown]
-# PLACEHOLDER 1
+# One seed of `itself` is right on 76 % of the first question: three kinds of four, as the proof allows, at a loss of log 2. `deep`
+# answers that question every time, learned the single pair in one seed of five, and the eight pairs in none. Its
+# reach is enough; what it would have to do, carry eight patterns and colours over five layers of four channels, is not learned. With a closed set or a single pair, the average has no need of
+# pairwise weights. With eight new pairs it lies 50 points behind.
+#
+# And what if $\theta$ and $\phi$ are learned, or the average is given more?
 
 # %%
 others = {
@@ -628,7 +640,13 @@ for name, label in others.items():
     print(f"{label:40} {record['parameters']:7,} {record['steps']:7,}    {percent(record['a'])}")
 
 # %% [markdown]
-# PLACEHOLDER 2
+# The embedded Gaussian compares $W_\theta x_i$ with $W_\phi x_j$, has to find out by itself that similarity is what counts, and does. The
+# dot product does nearly, with one bad seed. The concatenation does not: its $f = \mathrm{ReLU}(a_i + b_j)$
+# ranks the cells in one order for everybody (notebook 04), so nobody can single out its own twin. A weight for each pair is not
+# enough; it must depend on the *match*.
+#
+# The average learns slowly, but it learns: to 64 % in five times as many steps, PLACEHOLDER3 when its message is four times as
+# wide. So the table says what was learned, by this size, in this time. It does not say what is impossible.
 
 # %% [markdown]
 # Is it a theorem, then, that an average cannot look things up? It is not, and we can write down the average that nearly does. Let $p_j$ be the

@@ -7,7 +7,7 @@
 # - derive the four instantiations, and say what each is divided by and why
 # - predict which changes of a clip reach the output, and which cannot
 # - find where float16 overflows, and compute around it
-# - derive the gradient of all four by hand, and check every step
+# - derive the gradient of each of the four by hand, and check every step
 #
 # | | |
 # |:--|:--|

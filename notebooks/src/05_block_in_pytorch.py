@@ -6,7 +6,7 @@
 # - show that a 1×1×1 convolution is one matrix, used at every position
 # - build the block from seven small steps and say the shape after each
 # - predict which parameters get a gradient in the first training step, and which three never get one
-# - tell sub-sampling before $\phi$ and $g$ from sub-sampling after them
+# - say which options of a block change the function and leave no trace in a file of weights
 # - count the parameters of a block of any width
 #
 # | | |
@@ -181,7 +181,7 @@ assert not torch.equal(candidates["reshape"][0, i], theta(x)[0, :, 0, 1, 1])
 # %% [markdown] tags=["explain"]
 # `reshape` keeps the order of the numbers in memory, where *one channel of all positions* comes first. Its row 7 holds eight neighbours of one
 # channel instead of eight channels of one position. No error, the right shape, and rows that are no positions: several public
-# implementations, in TensorFlow and Keras, were published with a reshape where a transpose is missing. `flatten(2)` joins $T, H, W$ to $N$, then `transpose` puts the
+# implementations were published with a reshape where a transpose is missing. `flatten(2)` joins $T, H, W$ to $N$, then `transpose` puts the
 # channels last.
 
 
@@ -195,7 +195,8 @@ theta_i, phi_j, g_j = rows(theta(x)), rows(phi(x)), rows(g(x))
 assert theta_i.shape == phi_j.shape == g_j.shape == (B, N, d)
 
 # %% [markdown]
-# **Step 3, the map.** $f(x_i, x_j) = e^{\theta(x_i)^T \phi(x_j)}$, divided by its sum over $j$: a softmax, and the softmax runs over the *last* axis.
+# **Step 3, the map.** $f(x_i, x_j) = e^{\theta(x_i)^T \phi(x_j)}$, divided by its sum over $j$: a softmax over the *last* axis. Over axis 1 it would run without an error too.
+# A test that tells them apart: let everybody hand over 1; a weighted mean of ones is 1.
 #
 # Before you run the next cell: the marked thing stands at three positions of clip 0. Will its row give these three the largest weights?
 
@@ -203,6 +204,9 @@ assert theta_i.shape == phi_j.shape == g_j.shape == (B, N, d)
 weights = torch.softmax(theta_i @ phi_j.transpose(1, 2), dim=2)
 assert weights.shape == (B, N, N)
 difference(weights.sum(dim=2), torch.ones(B, N), "each row sums to 1", below=1e-5)
+for dim, name in ((2, "j"), (1, "i")):
+    of_ones = torch.softmax(theta_i @ phi_j.transpose(1, 2), dim=dim) @ torch.ones(B, N, 1)
+    print(f"softmax over {name}, everybody hands over 1: y from {of_ones.min():.2f} to {of_ones.max():.2f}")
 
 row = weights[0, i].reshape(T, H, W)  # N back to frames
 for t, h, w in [MARKED, *places[0].tolist()]:
@@ -230,7 +234,7 @@ plots.show(
 
 # %% [markdown]
 # They do not. $W_\theta$ and $W_\phi$ are random, and nobody has told this block that a similar *look* is what counts. Every position is
-# *reached*, in every frame, at once; what is worth looking at must be learned. We draw this row again in section 6.
+# *reached*, in every frame, at once; what is worth looking at must be learned.
 #
 # **Step 4, the sum,** and **step 5, back to frames.** Equation 1 of the paper:
 #
@@ -258,7 +262,7 @@ print("y_i, back in frames  ", y[0, :, 0, 1, 1].detach())
 #
 # $$z_i = W_z y_i + x_i$$
 #
-# With step 6, the code adds the normalised $W_z y_i$, times the gain, plus $\beta$, in place of $W_z y_i$.
+# With step 6, the code adds the normalised $W_z y_i$, times the gain, plus $\beta$, in place of $W_z y_i$. No ReLU follows.
 
 # %%
 w_z, norm = conv(d, C), nn.BatchNorm3d(C)
@@ -276,8 +280,7 @@ assert z.shape == x.shape
 difference(z, x, "z and x")
 
 # %% [markdown]
-# Not approximately equal: exactly. A new block leaves a trained network as it was, to the last bit, and then learns from there. That is what
-# the zero is for.
+# Not approximately equal: exactly. A new block leaves a trained network as it was, to the last bit, and then learns from there.
 #
 # ## 4 · The class
 #
@@ -309,7 +312,7 @@ class NonLocalBlock(nn.Module):
 
 
 # %% [markdown]
-# Does it compute what we did by hand? We give it our weights, and a gain of 1, so that there is something to compare.
+# Does it compute the same? It gets our weights, and a gain of 1, so that there is something to compare.
 
 # %%
 block = NonLocalBlock(C, d)
@@ -319,10 +322,9 @@ nn.init.ones_(block.norm.weight)
 
 difference(block(x), x + n, "class and steps", below=1e-5)
 
-# %% [markdown]
-# ## 5 · What learns in the first step?
-
 # %% [markdown] tags=["predict"]
+# ## 5 · What learns in the first step?
+#
 # The block starts as the identity because its gain is zero. A popular question about public implementations is: *multiplied by zero, how can it ever
 # learn?* The block has ten parameter tensors. Some loss at its output is differentiated. Write down which of the ten receive a
 # gradient that is not zero: in the first step, and in the second.
@@ -364,10 +366,9 @@ assert [name for name, (_, second) in arrived.items() if second != "yes"] == [
 # - `g.bias` adds a constant to every $g(x_j)$; the weights sum to 1, so $y$ gets the same constant, which the normalisation subtracts again.
 # - `phi.bias` adds $\theta(x_i)^T b_\phi$ to every logit of row $i$; a softmax does not change when all logits grow by the same amount.
 #
-# In training the output does not depend on them, and they are in the published checkpoints, so we keep them. (Adam divides each gradient by its own size,
-# so in section 6 even rounding errors move them. Plain SGD leaves them near 0.) Notebook 07 meets them again.
-
-# %% [markdown]
+# We keep them, because published checkpoints have them. (Adam divides each gradient by its own size, so in section 6 even rounding errors move them.) Notebook 07
+# meets them again.
+#
 # ## 6 · It learns
 #
 # The task of section 1: at the marked position, channel 9 of $z$ should hold the mean of the two values that the thing has in frames 1 and 2.
@@ -395,19 +396,24 @@ for _step in range(settings.steps):
     optimiser.step()
 
 block.eval()
+trained_weights = block.state_dict()
 test_x, test_answer, test_places = clips(1000, np.random.default_rng(1))
 with torch.no_grad():
     test_error = error(block, test_x, test_answer).item()
 assert 0.4 < (test_answer**2).mean() < 0.6
 assert test_error < 0.1
+gain = block.norm.weight.detach()
+assert gain[9].abs() > 0.1
+assert not gain[:9].any()  # the loss looks at channel 9 alone
 assert block.phi.bias.abs().max() > 1e-3  # Adam moves even what has only rounding errors for a gradient
 
 # %% tags=["nbval-ignore-output"]
 print(f"squared error on 1000 new clips: {test_error:.4f}; of the answer 0: {(test_answer**2).mean():.4f}")
+print("the gain, which began at zero:", gain.cpu())
 
 # %% [markdown] tags=["predict"]
-# The block has learned it. Now draw the row of the marked position again, for a clip that it was not trained on. The answer is the mean of two values, so one would
-# expect half of the weight on each of the two places. Look at the numbers: what do you get instead, and where is the rest?
+# The block has learned it, and its gain has left zero in channel 9, the only one that the loss looks at. Now draw the row of the marked position again, for a clip that it was not trained on. The answer is the mean of two values, so one would
+# expect half of the weight on each of the two places. What do you get instead, and where is the rest?
 
 # %%
 with torch.no_grad():
@@ -427,9 +433,8 @@ plots.show(
 # %% tags=["nbval-ignore-output"]
 with torch.no_grad():
     test_rows = block.map(test_x.to(settings.device))[:, i].reshape(-1, T, H, W).cpu()
-clip = torch.arange(1000)[:, None]
 t, h, w = torch.tensor(test_places).unbind(2)
-later = test_rows[clip, t, h, w].sum(dim=1).mean()
+later = test_rows[torch.arange(1000)[:, None], t, h, w].sum(dim=1).mean()
 itself = test_rows[:, 0, 1, 1].mean()
 assert 0.5 < later < 0.75
 assert 0.2 < itself < 0.4
@@ -439,8 +444,7 @@ print(f"on the two later places {later:.2f}, on itself {itself:.2f}, elsewhere {
 # Close to a third each, on *three* places. Equation 1 sums over all $j$, and $j = i$ is one of them: what looks like the marked thing most of all is the marked thing.
 # Its own value is 0, so $y$ comes out as two thirds of the mean, and $W_z$ with the gain makes up for the factor 1.5. Before training, each weight is
 # 1/72: with weights of standard deviation 0.01 all logits are nearly 0, and a fresh block looks everywhere equally.
-
-# %% [markdown]
+#
 # ## 7 · Sub-sampling: before or after?
 #
 # The map has $N^2$ entries. The paper shrinks it by a max-pooling of 1 × 2 × 2 on the side of $\phi$ and $g$: the *questions* stay, the *places looked at*
@@ -470,16 +474,17 @@ for order in ("before", "after"):
     y_of[order] = weights @ g_j
     print(f"{order:7} map {tuple(weights.shape)}, y_i {y_of[order][0, i].detach()}")
 assert y_of["before"].shape == y_of["after"].shape == (B, N, d)
-assert (y_of["before"] - y_of["after"]).abs().max() > 0.1
+gap = (y_of["before"] - y_of["after"]).norm() / y_of["after"].norm()
+print(f"length of the difference, as a share of the length of y: {gap:.1f}")
+assert gap > 0.5
 
 # %% [markdown]
-# Different functions: the largest of four values, then a matrix, is not a matrix, then the largest. Weights trained with one order are not exact for the
-# other. Only the order *before* reproduces the operations counted in the paper's Table 2e, and it is cheaper, because $\phi$ and $g$ work on a quarter of the positions.
+# Different functions: the largest of four values, then a matrix, is not a matrix, then the largest. Only the order *before* reproduces the operations counted in the paper's Table 2e, and it is cheaper, because $\phi$ and $g$ work on
+# a quarter of the positions (notebook 09 counts).
 #
 # ## 8 · Four instantiations, one class
 #
-# Notebook 04 has the four choices of $f$. Here they are for batches. Two normalise with a softmax, two divide by the number of positions; the Gaussian has no $\theta$ and $\phi$, and
-# for the concatenation $w_f^T [\theta_i, \phi_j]$ splits into a number for $i$ plus a number for $j$:
+# Here are notebook 04's four choices of $f$, for batches. The Gaussian has no $\theta$ and $\phi$; in the concatenation $w_f^T [\theta_i, \phi_j]$ splits into a number for $i$ plus a number for $j$:
 #
 # $$f(x_i, x_j) = \mathrm{ReLU}(w_f^T [\theta(x_i), \phi(x_j)]) = \mathrm{ReLU}(a_i + b_j)$$
 
@@ -510,7 +515,7 @@ print(f"pairs with f above 0: {int((in_two[0] > 0).sum())} of {N * N}")
 
 
 # %% [markdown]
-# And the class with both options. Everything else is as in section 4.
+# And the class with both options.
 
 
 # %%
@@ -561,10 +566,89 @@ for instantiation in ("gaussian", "embedded_gaussian", "dot_product", "concatena
     print(f"{instantiation:18} starts as the identity; {names}")
 
 # %% [markdown]
-# From notebook 07 on this class is imported, as `nlutils.torch.NonLocalBlock`. That one has more options (images and sequences, space only, time
-# only) and checks what it is given; a test proves that it equals the class above on the same weights.
+# ## 9 · The library's block and its options
 #
-# ## 9 · How many parameters?
+# From notebook 07 on this class is imported, as `nlutils.torch.NonLocalBlock`. The parameters have the same names, so `load_state_dict` carries them over. Same function? And what must each of the two
+# keep between the forward and the backward pass, for a clip of 3,136 positions, whose map has 37.5 MiB?
+
+# %%
+import nlutils.torch
+
+
+def kept(block, clip):
+    """MiB of all tensors that autograd keeps for the backward pass."""
+    sizes = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        block(clip)
+    return sum(sizes.values()) / 2**20
+
+
+large = torch.tensor(np.random.default_rng(6).standard_normal((1, C, 4, 28, 28))).float()
+for instantiation in ("gaussian", "embedded_gaussian", "dot_product", "concatenation"):
+    z = []
+    for subsample in ("before", "after", None):
+        taught = NonLocalBlock(C, d, instantiation=instantiation, subsample=subsample)
+        library = nlutils.torch.NonLocalBlock(C, d, instantiation=instantiation, subsample=subsample)
+        nn.init.ones_(taught.norm.weight)
+        library.load_state_dict(taught.state_dict())
+        z.append([block.double()(clip) for block in (taught, library)])
+    difference(*map(torch.stack, zip(*z, strict=True)), instantiation, below=1e-8)
+    sizes = [kept(block.float(), large) for block in (taught, library)]
+    print(f"    kept: taught {sizes[0]:.0f} MiB, library below 2 MiB")
+    assert sizes[1] < 2
+
+library = nlutils.torch.NonLocalBlock(C, d)
+library.load_state_dict(trained_weights)
+row = nlutils.torch.attention_rows(library, x, [MARKED])[0, 0]
+assert row.shape == (T, H, W)
+difference(row, trained, "attention_rows and the row of section 6", below=1e-5)
+
+# %% [markdown] tags=["predict"]
+# The same function, without the map: beyond 32 MiB the softmax forms work on blocks of its rows, and the other two never need it. Notebook 09 derives how. `attention_rows` gives single rows, as we drew
+# them, at any size.
+#
+# More options: `scale` multiplies the logits by $d^{-1/2}$, as the released code does (notebook 08 says why); `attention` lets a position see its own frame (`"space"`) or its own place (`"time"`) only;
+# `norm=False` leaves out the normalisation, and $W_z$ starts at zero instead; `zero_init=False` starts at no zero.
+#
+# 1. Which parameters get a gradient in step 1 with each of the last two?
+# 2. The weights trained in section 6 are loaded into blocks with other options. Which of them refuse?
+
+# %%
+for options in ({}, dict(norm=False), dict(zero_init=False), dict(norm=False, zero_init=False)):
+    torch.manual_seed(0)
+    fresh = nlutils.torch.NonLocalBlock(C, d, **options).double()
+    z = fresh(clip)
+    ((z - target) ** 2).mean().backward()
+    moving = [name for name, p in fresh.named_parameters() if p.grad.abs().max() > 1e-12]
+    print(options or "default", f"  largest |z - x| {(z - clip).abs().max():.4f}")
+    print("    step 1:", ", ".join(moving))
+
+# %% tags=["nbval-ignore-output"]
+changed = dict(scale=True), dict(subsample="before"), dict(subsample="after"), dict(attention="space")
+errors = []
+for options in ({}, *changed, dict(attention="time"), dict(instantiation="dot_product")):
+    other = nlutils.torch.NonLocalBlock(C, d, **options).to(settings.device).eval()
+    other.load_state_dict(trained_weights)  # strict: every name and shape must fit
+    with torch.no_grad():
+        errors.append(error(other, test_x, test_answer).item())
+    print(f"squared error {errors[-1]:.4f}  {options or 'as trained'}")
+assert abs(errors[0] - test_error) < 1e-4
+assert min(errors[1:]) > 5 * test_error
+
+# %% [markdown] tags=["explain"]
+# None refuses. All six have the same names and shapes, and all six are wrong: a file of weights does not say which function it belongs to. With published weights, compare scale, order of pooling and normalisation with the code that
+# trained them; `nlutils.exchange.from_published` refuses options that the code of a published format does not have.
+#
+# In step 1 one door is open: the gain's, or, without a normalisation, that of $W_z$, whose gradient is the error times $y$. With no zero all learn at once, but a trained network around the block
+# starts from another function.
+#
+# ## 10 · How many parameters?
 #
 # Three embeddings, $W_z$, each with its bias, and the gain and bias of the normalisation:
 #
@@ -586,8 +670,8 @@ for C_block, expected in ((256, 132_224), (512, 526_592), (1024, 2_101_760)):
     )
 
 # %% [markdown]
-# No $T$, $H$ or $W$ in the formula: a block that sees the whole clip costs less than one layer that sees 27 positions. (In parameters. In
-# memory the $N \times N$ map grows with the square of the clip's size.)
+# No $T$, $H$ or $W$ in the formula: a block that sees the whole clip costs less than one layer that sees 27 positions. (In parameters;
+# notebook 09 counts work and memory.)
 #
 # The paper puts 2 blocks at 512 and 3 at 1024 channels into a ResNet-101 and reports 1.2 times the parameters. The ResNet-101 alone has 43,319,760, counted from the
 # released architecture.
@@ -601,16 +685,15 @@ print(
 assert five == 7_358_464
 assert round((resnet + five) / resnet, 1) == 1.2
 
-# %% [markdown]
-# ## Exercises
-
 # %% [markdown] tags=["exercise"]
+# ## Exercises
+#
 # ### Exercise 1 · Count for every instantiation (easy, 10 minutes)
 #
 # Write `count(C, d, instantiation)`: the number of parameters of `NonLocalBlock(C, d, instantiation=instantiation)`, by arithmetic, without building
 # the block. **Expect**: for C = 512, d = 256 the four numbers 263,936, 526,592, 526,592 and 527,104.
 #
-# <details><summary>Hint 1: a nudge</summary>Start from the formula of section 9. Which terms does the Gaussian not have? What does the concatenation have in addition?</details>
+# <details><summary>Hint 1: a nudge</summary>Start from the formula of section 10. Which terms does the Gaussian not have? What does the concatenation have in addition?</details>
 # <details><summary>Hint 2: the formula</summary>Each of θ, φ and g costs C d + d. w_f is a vector of 2 d numbers.</details>
 # <details><summary>Hint 3: part of the code</summary><code>total = parameters(C, d)</code>, then <code>if instantiation == "gaussian": total -= …</code></details>
 
@@ -751,15 +834,14 @@ check(
 
 # %% [markdown]
 # With $W_z = 0$ the normalised $W_z y$ is 0, so the gain gets no gradient; with gain 0, neither does $W_z$. Each waits for the other. The bias of the normalisation alone
-# learns, a constant for each channel. `nlutils.torch.NonLocalBlock` therefore zeroes one of the two only: the gain, or $W_z$ where there is no
-# normalisation.
+# learns, a constant for each channel.
 #
 # ## What you learned
 #
 # - A 1×1×1 convolution is a matrix at each position; the map is the only step of the block in which positions meet.
 # - $(B, C, T, H, W)$ becomes $(B, N, C)$ by `flatten(2).transpose(1, 2)`. A bare `reshape` has the right shape and the wrong numbers.
-# - A gain of zero makes the block the identity, exactly. Only the gain and its bias learn in step 1, the rest from step 2 on; the biases of $\phi$, $g$ and $W_z$ never get more than rounding errors.
-# - Pooling before and after $\phi$ and $g$ share their parameters and are different functions.
+# - A gain of zero makes the block the identity, exactly. Only the gain and its bias learn in step 1, the rest from step 2 on; three biases never learn.
+# - The order of pooling, the scale and the form of $f$ change the function and leave no trace in a file of weights.
 # - At $d = C/2$ a block has about $2C^2$ parameters, a 3×3×3 convolution $27C^2$.
 #
 # ## Further reading

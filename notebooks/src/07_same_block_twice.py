@@ -567,22 +567,11 @@ assert found == dict(NewEachTime=(0, False), EmptyList=(0, False), NeverCalled=(
 #
 # ## 9 · The same in Keras
 #
-# A Keras model made from layers cannot be changed in place; it is rebuilt. `clone_model` walks through the old model and lets us say what to do at each
-# layer. We keep the layers themselves, so that both models share their weights, and call the block after the one with the right name.
+# A Keras model made from layers cannot be changed in place; it is rebuilt. `nlutils.keras.insert_non_local` lets Keras' `clone_model` walk through the old model, keeps
+# the layers themselves, so that both models share their weights, and calls a block after each layer that is named. It returns the new model, and what it inserted.
 
 
 # %%
-def insert_keras(model, name, block):
-    """A model with the layers of `model`, and `block` after the one called `name`."""
-    model.get_layer(name)  # raises ValueError for an unknown name
-
-    def call(layer, *inputs, **options):
-        y = layer(*inputs, **options)
-        return block(y) if layer.name == name else y
-
-    return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
-
-
 clip = keras.Input((4, 16, 16, 3))
 stem = keras.layers.Conv3D(8, 3, strides=(1, 2, 2), padding="same", activation="relu", name="stem")(clip)
 residual = keras.layers.Conv3D(8, 3, padding="same", activation="relu", name="res1")(stem)
@@ -590,13 +579,13 @@ y = keras.layers.Add(name="sum1")([stem, residual])
 y = keras.layers.GlobalAveragePooling3D()(y)
 model = keras.Model(clip, keras.layers.Dense(4, name="head")(y))
 
-block_keras = nlutils.keras.NonLocalBlock(name="non_local")
-with_block = insert_keras(model, "sum1", block_keras)
+with_block, inserted = nlutils.keras.insert_non_local(model, ["sum1"])
+print(inserted)
 inputs = keras.ops.convert_to_tensor(np.moveaxis(clips.numpy(), 1, -1))
 difference(numbers(with_block(inputs)), numbers(model(inputs)), "output with the block and without")
 assert with_block.count_params() - model.count_params() == 164 + 16  # Keras counts the running statistics too
 print(
-    [layer.name for layer in with_block.layers if layer.name in ("stem", "res1", "sum1", "non_local", "head")]
+    [layer.name for layer in with_block.layers if layer.name.split("_")[0] in ("stem", "res1", "sum1", "head")]
 )
 
 # %% [markdown]
