@@ -11,7 +11,7 @@ The gradients have the same form, with a and b, g and dL/dy changing places.
 
 from keras import ops
 
-from nlutils.keras.operations.precision import at_least_float32
+from nlutils.keras.operations.precision import at_least_float32, product
 
 __all__ = ["rectified_sum"]
 
@@ -31,7 +31,7 @@ def rectified_sum(a, b, g):
     a, b, g = map(at_least_float32, (a, b, g))
     if _map_is_small(a, b):
         weights = ops.relu(a[:, :, None] + b[:, None, :])
-        y = ops.einsum("bnm,bmc->bnc", weights, g) / _count(b, g.dtype)
+        y = product(weights, g) / _count(b, g.dtype)
     else:
         y = _by_sorting(a, b, g)
     return ops.cast(y, dtype)
@@ -114,10 +114,10 @@ def _running_sums(rows):
     rows = ops.pad(rows, ((0, 0), (0, runs * _RUN - count), (0, 0)))
     rows = ops.reshape(rows, (batch, runs, _RUN, width))
     ones = ops.tril(ops.ones((_RUN, _RUN), dtype=rows.dtype), -1)
-    within = ops.einsum("ij,brjw->briw", ones, rows)
-    totals = ops.sum(rows, axis=2)
-    if isinstance(runs, int) and runs > 1:
-        before = _running_sums(totals)[:, :-1]
+    within = product(ones, rows)
+    if isinstance(runs, int):
+        before = _running_sums(ops.sum(rows, axis=2))[:, :-1] if runs > 1 else ops.zeros_like(rows[:, :, 0])
     else:
+        totals = ops.sum(rows, axis=2)
         before = ops.cumsum(totals, axis=1) - totals
     return ops.reshape(within + before[:, :, None], (batch, runs * _RUN, width))[:, : count + 1]

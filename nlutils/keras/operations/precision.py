@@ -11,12 +11,12 @@ def at_least_float32(tensor):
 
 
 def product(left, right):
-    """left @ right: (B, n, k), (B, k, m) -> (B, n, m).
+    """left @ right: (..., n, k), (..., k, m) -> (..., n, m).
 
     On the PyTorch backend ops.matmul turns float64 into float32; ops.einsum does not, but may be slower.
     """
     if _dtype(left) == "float64":
-        return ops.einsum("bnk,bkm->bnm", left, right)
+        return ops.einsum("...nk,...km->...nm", left, right)
     return ops.matmul(left, right)
 
 

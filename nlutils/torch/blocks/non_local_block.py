@@ -217,18 +217,13 @@ class NonLocalBlock(nn.Module):
     def _sequences(self, maps):
         """(B, C, *size) -> (B', N, C): each of the B' rows holds positions that look at each other."""
         maps = maps.movedim(1, -1)
+        if self.attention == "spacetime" and not self.frames_per_group:
+            return maps.flatten(1, -2)
+        frames = maps.shape[1]
+        group = 1 if self.attention == "space" else self.frames_per_group or frames
         if self.attention == "time":
-            maps = maps.movedim(1, 3)
-            batch, height, width, frames, channels = maps.shape
-            group = self.frames_per_group or frames
-            return maps.reshape(batch * height * width * (frames // group), group, channels)
-        groups = 1
-        if self.attention == "space":
-            groups = maps.shape[1]
-        elif self.frames_per_group:
-            groups = maps.shape[1] // self.frames_per_group
-        rows = maps.flatten(1, -2)
-        return rows.reshape(rows.shape[0] * groups, rows.shape[1] // groups, rows.shape[2])
+            return maps.movedim(1, 3).unflatten(3, (frames // group, group)).flatten(0, 3)
+        return maps.unflatten(1, (frames // group, group)).flatten(0, 1).flatten(1, 3)
 
     def _maps(self, y, x):
         """The way back: (B', N, c) -> (B, c, *size), with the size of x."""

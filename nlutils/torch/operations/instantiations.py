@@ -42,9 +42,7 @@ def non_local(
     if instantiation in SOFTMAX_FORMS:
         return attend(theta, phi, g, scale)
     if instantiation == "dot_product":
-        with no_autocast(theta):
-            dtype = torch.promote_types(torch.promote_types(theta.dtype, phi.dtype), g.dtype)
-            return _dot_product(theta.to(dtype), phi.to(dtype), g.to(dtype)).to(g.dtype)
+        return _dot_product(theta, phi, g)
     a, b = _scores(theta, phi, w_f)
     return rectified_sum(a, b, g)
 
@@ -53,44 +51,17 @@ def _dot_product(theta, phi, g):
     """(theta phi^T) g / M, in the cheaper of its two orders.
 
     theta (phi^T g) never builds the map: a matrix (d, c) that depends on the data is applied to each
-    position, as a convolution of size 1 would be.
+    position, as a convolution of size 1 would be. M is divided out before the second product.
     """
-    (positions, width), values = phi.shape[1:], g.shape[2]
-    if torch.compiler.is_exporting():  # the sizes may change later: take what is linear in all of them
-        return theta @ _MeanProduct.apply(phi.transpose(1, 2), g, positions)
-    queries = theta.shape[1]
+    (queries, width), (positions, values), dtype = theta.shape[1:], g.shape[1:], g.dtype
     through_map = queries * positions * (width + values)
     through_matrix = (queries + positions) * width * values
-    if through_map < through_matrix:
-        return _MeanProduct.apply(theta, phi.transpose(1, 2), positions) @ g
-    return theta @ _MeanProduct.apply(phi.transpose(1, 2), g, positions)
-
-
-class _MeanProduct(torch.autograd.Function):
-    """left @ right / positions. The division comes before the result is rounded to half precision.
-
-    Of torch.baddbmm's own gradients this does not hold: they divide what may have overflowed already.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(left, right, positions):
-        return torch.baddbmm(left.new_zeros(1, 1, 1), left, right, beta=0, alpha=1 / positions)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *factors, ctx.positions = inputs
-        ctx.save_for_backward(*factors)
-
-    @staticmethod
-    def backward(ctx, grad):
-        left, right = ctx.saved_tensors
-        return (
-            _MeanProduct.apply(grad, right.mT, ctx.positions) if ctx.needs_input_grad[0] else None,
-            _MeanProduct.apply(left.mT, grad, ctx.positions) if ctx.needs_input_grad[1] else None,
-            None,
-        )
+    with no_autocast(theta):
+        theta, phi, g = at_least_float32(theta), at_least_float32(phi), at_least_float32(g)
+        # Under export the sizes may change later: take what is linear in all of them.
+        if not torch.compiler.is_exporting() and through_map < through_matrix:
+            return ((theta / positions) @ phi.mT @ g).to(dtype)
+        return (theta @ (phi.mT @ g / positions)).to(dtype)
 
 
 def _scores(theta, phi, w_f):
@@ -111,12 +82,12 @@ def pairwise(
     """
     check_operation(instantiation, w_f, scale)
     check_shapes(theta.shape, phi.shape, w_f=None if w_f is None else w_f.shape)
-    if instantiation in SOFTMAX_FORMS:
+    if instantiation == "concatenation":
+        a, b = _scores(theta, phi, w_f)
+        return (torch.relu(a[:, :, None] + b[:, None, :]) / phi.shape[1]).to(theta.dtype)
+    with no_autocast(theta):
+        dtype, theta, phi = theta.dtype, at_least_float32(theta), at_least_float32(phi)
+        if instantiation == "dot_product":
+            return ((theta / phi.shape[1]) @ phi.mT).to(dtype)
         # torch.softmax subtracts each row's maximum first, so exp never overflows.
-        with no_autocast(theta):
-            logits = (at_least_float32(theta) * scale) @ at_least_float32(phi).transpose(1, 2)
-            return torch.softmax(logits, dim=2).to(theta.dtype)
-    if instantiation == "dot_product":
-        return _MeanProduct.apply(theta, phi.transpose(1, 2), phi.shape[1])
-    a, b = _scores(theta, phi, w_f)
-    return (torch.relu(a[:, :, None] + b[:, None, :]) / phi.shape[1]).to(theta.dtype)
+        return torch.softmax((theta * scale) @ phi.mT, dim=2).to(dtype)
