@@ -1,5 +1,7 @@
 """Positions in a map, and what a block lets each of them look at: for the PyTorch and the Keras room."""
 
+import operator
+
 __all__ = ["check_queries", "visible"]
 
 
@@ -7,13 +9,14 @@ def check_queries(queries, size) -> list[tuple[int, ...]]:
     """`queries` as positions inside a map of `size`, negative ones counted from the end; else ValueError."""
     places = []
     for query in queries:
-        place = tuple(int(at) for at in query)
-        inside = len(place) == len(size) and all(
-            -side <= at < side for at, side in zip(place, size, strict=True)
-        )
+        try:
+            place = tuple(map(operator.index, query))
+            inside = all(-side <= at < side for at, side in zip(place, size, strict=True))
+        except (TypeError, ValueError):  # not whole numbers, or not so many
+            inside = False
         if not inside:
             raise ValueError(
-                f"queries: {tuple(query)} is not a position in a map of size {tuple(size)}; "
+                f"queries: {query!r} is not a position in a map of size {tuple(size)}; "
                 f"it must be {len(size)} whole numbers inside it"
             )
         places.append(tuple(at % side for at, side in zip(place, size, strict=True)))

@@ -215,3 +215,38 @@ def test_all_records_of_a_framework_are_of_the_same_code(framework):
     mine = [r["provenance"] for r in found if r["framework"] == framework and r["device"] == "cpu"]
     assert len({provenance["code"] for provenance in mine}) <= 1
     assert len({provenance["machine"]["processor"] for provenance in mine}) <= 1
+
+
+@pytest.fixture(scope="module")
+def keras_side():
+    from benchmarks import keras_side
+
+    return keras_side
+
+
+@pytest.mark.skipif(not PROC.exists(), reason="the peak of the memory is measured on Linux only")
+def test_the_first_call_is_measured_in_keras(keras_side):
+    passes = ("forward graph", "training jit")
+    case = replace(CASES["keras-dot_product-6272"], size=(2, 32, 32), channels=16, passes=passes)
+    one_map = 2048**2 * 4 / 2**20
+    plain = keras_side.measure_memory(case, "materialised")["values"]
+    assert all(plain[passed][0] >= one_map for passed in passes)
+    ours = keras_side.measure_memory(replace(case, passes=passes[:1]), "nlutils")["values"]
+    assert ours[passes[0]][0] < one_map
+
+
+def test_a_wrong_gradient_is_refused_in_keras(keras_side):
+    import tensorflow as tf
+
+    case = replace(CASES["keras-concatenation-6272"], size=(2, 3, 3), channels=8)
+    operands = keras_side._operands(case, case.size)
+    results = {}
+    for name in ("materialised", "nlutils"):
+        results[name] = keras_side._compiled(keras_side._operation(case, name), "training graph")(*operands)
+        assert len(results[name]) == 5
+    assert keras_side.agree(*results.values()) < 1e-5
+    for wrong in range(5):
+        changed = list(results["materialised"])
+        changed[wrong] = tf.constant(1.01) * changed[wrong]
+        with pytest.raises(RuntimeError, match="computes something else than nlutils"):
+            keras_side.agree(changed, results["nlutils"])

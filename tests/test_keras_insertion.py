@@ -89,6 +89,7 @@ def test_sequential_trains_and_is_saved(tmp_path, clips):
         (["first", "first"], "named twice"),
         ([], "names nothing"),
         ("first", r"\['first'\]"),
+        (["clip"], "the model has no 'clip'"),
         (["pool"], r"'pool' returns \(None, 4\)"),
     ],
 )

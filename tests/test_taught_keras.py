@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from nlutils.course.sources import lift
-from nlutils.keras import NonLocalBlock
+from nlutils.instantiations import INSTANTIATIONS
+from nlutils.keras import NonLocalBlock, pairwise
 
 numpy = keras.ops.convert_to_numpy
 
@@ -74,3 +75,15 @@ def test_taught_block_starts_as_the_identity_with_the_packaged_defaults(taught):
     for name in ("theta", "phi", "g", "w_z"):
         assert numpy(getattr(wide, name).kernel).std() == pytest.approx(0.01, rel=0.02)
         assert not numpy(getattr(wide, name).bias).any()
+
+
+@pytest.mark.parametrize("instantiation", INSTANTIATIONS)
+def test_taught_map_equals_the_packaged_one(instantiation):
+    rng = np.random.default_rng(3)
+    theta, phi = (rng.normal(size=(2, count, 4)).astype("float32") for count in (7, 5))
+    w_f = rng.normal(size=8).astype("float32") if instantiation == "concatenation" else None
+    taught_map = numpy(lift("block_in_keras", "pairwise")(theta, phi, instantiation, w_f))
+    packaged_map = numpy(pairwise(theta, phi, instantiation, w_f=w_f))
+    assert taught_map.shape == (2, 7, 5)
+    np.testing.assert_allclose(taught_map, packaged_map, rtol=1e-5, atol=1e-6)
+    assert np.ptp(packaged_map) > 0.1

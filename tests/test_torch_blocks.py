@@ -1,30 +1,26 @@
-"""The PyTorch block: against the block in NumPy, its start as the identity, its gradients, its options."""
+"""The PyTorch block: against the block in NumPy, its start as the identity, its gradients, its layers, its
+options. Under torch.compile and torch.export: test_torch_compiled.py; its memory: test_torch_memory.py.
+"""
+
+import contextlib
+import copy
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch_cases import normal, random_block, ways
 
 from nlutils import reference
 from nlutils.exchange import to_arrays
 from nlutils.instantiations import INSTANTIATIONS, SOFTMAX_FORMS
-from nlutils.torch import NonLocalBlock
+from nlutils.torch import NonLocalBlock, non_local
 
 SIZES = {1: (7,), 2: (5, 4), 3: (2, 5, 3)}
 
 
-def random_block(*arguments, **options):
-    """A block in float64 for inference, all weights and statistics far from their start."""
-    block = NonLocalBlock(*arguments, **options).double().eval()
-    draw = torch.Generator().manual_seed(1)
-    for name, tensor in block.state_dict().items():
-        if tensor.is_floating_point():
-            low = 0.5 if name.endswith("running_var") else -1.0
-            tensor.copy_(low + 2 * torch.rand(tensor.shape, generator=draw, dtype=torch.float64))
-    return block
-
-
 def features(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return normal(*shape, seed=2)
 
 
 @pytest.mark.parametrize("subsample", [None, "before", "after"])
@@ -38,7 +34,10 @@ def test_equals_the_reference_block(instantiation, ndim, subsample):
         expected = [
             reference.non_local_block(sample, weights, instantiation, subsample=subsample) for sample in x
         ]
-        np.testing.assert_allclose(block(x).detach().numpy(), np.stack(expected), rtol=0, atol=1e-12)
+        for context in ways(instantiation).values():
+            with context:
+                z = block(x).detach().numpy()
+            np.testing.assert_allclose(z, np.stack(expected), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("instantiation", SOFTMAX_FORMS)
@@ -190,16 +189,228 @@ def test_other_memory_layouts_give_the_same_numbers(attention):
     )
 
 
+# ------------------------------------------------------------------------------------------- its layers
+
+
+@pytest.mark.parametrize("subsample", [None, "before", "after"])
 @pytest.mark.parametrize("instantiation", INSTANTIATIONS)
-def test_compiles_in_one_graph_and_runs_under_autocast(instantiation):
-    block = random_block(4, instantiation=instantiation, subsample="before").float()
-    x = features(1, 4, 2, 5, 4).float()
-    compiled = torch.compile(block, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(x), block(x))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = block(x)
-    error = (rough - block(x)).norm() / block(x).norm()
-    assert 0 < error < 0.05  # bfloat16 keeps 8 bits: 0.4 % a rounding
+def test_every_layer_is_called_once_when_hooked(instantiation, subsample):
+    block = random_block(4, ndim=2, instantiation=instantiation, subsample=subsample)
+    x = features(2, 4, 5, 4)
+    expected = block(x)
+    calls = []
+    for name in ("theta", "phi", "g", "w_z", "norm"):
+        layer = getattr(block, name)
+        layer.register_forward_hook(lambda *_, name=name: calls.append(name))
+    torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-12)
+    assert sorted(calls) == ["g", "norm", "phi", "theta", "w_z"]
+
+
+@pytest.mark.parametrize("name", ["theta", "phi", "g", "w_z"])
+@pytest.mark.parametrize("instantiation", ["embedded_gaussian", "concatenation"])
+def test_every_kind_of_hook_fires(instantiation, name):
+    for kind in ("forward_pre_hook", "forward_hook", "full_backward_pre_hook", "full_backward_hook"):
+        block = random_block(4, ndim=1, instantiation=instantiation)
+        calls = []
+        handle = getattr(getattr(block, name), f"register_{kind}")(lambda *_: calls.append(1))  # noqa: B023
+        x = features(1, 4, 5).requires_grad_()
+        block(x).sum().backward()
+        assert calls == [1], kind
+        handle.remove()
+        block(x).sum().backward()
+        assert calls == [1], kind
+
+
+@pytest.mark.parametrize("name", ["theta", "phi", "g", "w_z"])
+@pytest.mark.parametrize("instantiation", ["embedded_gaussian", "dot_product", "concatenation"])
+def test_what_a_hook_returns_counts(instantiation, name):
+    block = random_block(4, ndim=1, instantiation=instantiation)
+    x = features(1, 4, 5)
+    getattr(block, name).register_forward_hook(lambda _, __, output: 2 * output)
+    hooked = block(x)
+    getattr(block, name)._forward_hooks.clear()
+    for parameter in getattr(block, name).parameters():
+        parameter.data *= 2
+    torch.testing.assert_close(hooked, block(x), rtol=0, atol=1e-12)
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("name", ["theta", "phi", "g", "w_z"])
+@pytest.mark.parametrize("instantiation", ["embedded_gaussian", "concatenation"])
+def test_a_replaced_layer_is_used(instantiation, name):
+    """By one of size 3, by several, by a subclass, by another forward; the layers that stay, stay."""
+    x = features(2, 4, 5, 4)
+    plain = random_block(4, 4, ndim=2, instantiation=instantiation, norm=False)
+
+    def maps(block):
+        """theta, phi, g and w_z, each called."""
+        theta, phi, g = block.theta(x), block.phi(x), block.g(x)
+        rows = [part.flatten(2).mT for part in (theta, phi, g)]
+        y = non_local(*rows, instantiation, w_f=block.w_f)
+        return x + block.w_z(y.mT.unflatten(2, (5, 4)))
+
+    torch.manual_seed(0)
+    doubled = Doubled(4, 4, 1)
+    replacements = [
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Conv2d(4, 4, 1, bias=False),
+        nn.Conv2d(4, 4, 1, groups=2),
+        nn.Conv2d(4, 4, 1, padding="same"),
+        nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()),
+        nn.Identity(),
+        doubled,
+    ]
+    for layer in replacements:
+        block = copy.deepcopy(plain)
+        setattr(block, name, layer.double())
+        torch.testing.assert_close(block(x), maps(block), rtol=0, atol=1e-12)
+        assert not torch.allclose(block(x), plain(x)), layer
+    block = copy.deepcopy(plain)
+    layer = getattr(block, name)
+    layer.forward = lambda x: 3 * nn.Conv2d.forward(layer, x)
+    torch.testing.assert_close(block(x), maps(block), rtol=0, atol=1e-12)
+    assert not torch.allclose(block(x), plain(x))
+
+
+@pytest.mark.parametrize("normalise", [nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.parametrize("instantiation", ["embedded_gaussian", "concatenation"])
+def test_normalised_weights(instantiation, normalise):
+    block = random_block(4, ndim=2, instantiation=instantiation, norm=False)
+    x = features(2, 4, 5, 4)
+    plain = block(x)
+    for name in ("theta", "g"):
+        normalise(getattr(block, name))
+    if normalise is nn.utils.parametrizations.weight_norm:
+        torch.testing.assert_close(block(x), plain, rtol=0, atol=1e-12)
+        block.theta.parametrizations.weight.original0.data *= 2  # the norms of the rows
+    block(x).square().sum().backward()
+    gradients = {key: value.grad for key, value in block.named_parameters()}
+    assert all(gradient is not None for gradient in gradients.values()), gradients
+    assert not torch.allclose(block(x), plain)
+
+
+@pytest.mark.parametrize("subsample", [None, "before"])
+@pytest.mark.parametrize("options", [{}, {"attention": "space"}, {"frames_per_group": 2}], ids=str)
+def test_the_folded_concatenation_equals_the_unfolded(subsample, options):
+    block = random_block(6, 4, instantiation="concatenation", subsample=subsample, **options)
+    unfolded = copy.deepcopy(block)
+    unfolded.theta.register_forward_hook(lambda *_: None)
+    assert block._folds
+    assert not unfolded._folds
+    x = features(2, 6, 4, 5, 3)
+    results = []
+    for one in (block, unfolded):
+        leaf = x.clone().requires_grad_()
+        z = one(leaf)
+        (z * features(*x.shape).cos()).sum().backward()
+        results.append([z, leaf.grad, *(parameter.grad for parameter in one.parameters())])
+    torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
+
+
+def test_gaussian_with_scale_and_one_tensor_for_both():
+    """x is theta and phi: its gradient is the sum of both parts, in every way of computing."""
+    block = random_block(4, ndim=1, instantiation="gaussian", scale=True)
+    assert block.logit_scale == 0.5
+    x = features(2, 4, 7).requires_grad_()
+    rows = x.mT
+    weights = torch.softmax(rows @ rows.mT / 2, 2)
+    expected = x + block.norm(block.w_z((weights @ block.g(x).mT).mT))
+    (gradient,) = torch.autograd.grad(expected.square().sum(), x)
+    for context in ways("gaussian").values():
+        with context:
+            z = block(x)
+            torch.testing.assert_close(z, expected, rtol=0, atol=1e-12)
+            (ours,) = torch.autograd.grad(z.square().sum(), x)
+            torch.testing.assert_close(ours, gradient, rtol=0, atol=1e-10)
+
+
+# ------------------------------------------------------------------------------------------ odd inputs
+
+
+@pytest.mark.parametrize("subsample", [None, "before", "after"])
+@pytest.mark.parametrize("instantiation", INSTANTIATIONS)
+def test_no_sample_and_one_place(instantiation, subsample):
+    block = random_block(4, instantiation=instantiation, subsample=subsample)
+    for context in ways(instantiation).values():
+        with context:
+            x = torch.zeros(0, 4, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+            block(x).sum().backward()
+            assert x.grad.shape == x.shape
+            x = features(1, 4, 1, 1, 1)
+            expected = reference.non_local_block(x[0], to_arrays(block), instantiation)
+            torch.testing.assert_close(block(x)[0], torch.from_numpy(expected), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("subsample", [None, "before", "after"])
+@pytest.mark.parametrize("instantiation", INSTANTIATIONS)
+def test_gradients_do_not_depend_on_the_layout(instantiation, subsample):
+    block = random_block(4, instantiation=instantiation, subsample=subsample)
+    x = features(2, 4, 3, 4, 5)
+    results = []
+    for layout in (
+        x,
+        x.to(memory_format=torch.channels_last_3d),
+        x.transpose(3, 4).contiguous().transpose(3, 4),
+        x.repeat_interleave(2, 4)[..., ::2],
+        torch.cat([x, x], 1)[:, :4],
+    ):
+        leaf = layout.detach().requires_grad_()
+        block.zero_grad()
+        z = block(leaf)
+        (z * features(*x.shape).cos()).sum().backward()
+        results.append([z.detach(), leaf.grad, *(parameter.grad for parameter in block.parameters())])
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-11, atol=1e-11)
+
+
+# --------------------------------------------------------------------------------------- half precision
+
+
+def difference(ours, exact):
+    assert torch.isfinite(ours).all()
+    return ((ours.double() - exact).norm() / exact.norm()).item()
+
+
+def half_precision(block, x, how):
+    """Output, the gradient for x and for the weights: computed in half precision, and in float64."""
+    direction = features(*x.shape)
+    results = []
+    for wide in (False, True):
+        one = copy.deepcopy(block).double() if wide else block
+        leaf = x.detach().double().requires_grad_() if wide else x.detach().requires_grad_()
+        with contextlib.nullcontext() if wide or how == "cast" else torch.autocast("cpu", dtype=how):
+            z = one(leaf)
+        (z.double() * direction).sum().backward()
+        results.append([z.detach(), leaf.grad, *(parameter.grad for parameter in one.parameters())])
+    return zip(*results, strict=True)
+
+
+@pytest.mark.parametrize("how", ["cast", "autocast"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("instantiation", INSTANTIATIONS)
+def test_half_precision_at_large_features(instantiation, dtype, how):
+    """Features of rms 10, C = 1024. Gaussian has x_i . x_i = 100,000, where float16 ends at 65,504."""
+    torch.manual_seed(0)
+    block = NonLocalBlock(1024, 32, ndim=2, instantiation=instantiation, zero_init=False, norm=False)
+    x = 10 * normal(1, 1024, 8, 8, dtype=torch.float32)
+    if how == "cast":
+        block, x = block.to(dtype), x.to(dtype)
+    (z, exact), *gradients = half_precision(block, x, how if how == "cast" else dtype)
+    unit = torch.finfo(dtype).eps
+    assert z.dtype == x.dtype
+    update, exact_update = z.double() - x.double(), exact - x.double()
+    assert difference(z, exact) < unit
+    if how == "autocast":  # else the sum with x rounds it away
+        assert difference(update, exact_update) < 8 * unit
+    for (gradient, value), name in zip(gradients, ["x", *dict(block.named_parameters())], strict=True):
+        assert torch.isfinite(gradient).all(), name
+        # phi's bias does not count in a softmax: its exact gradient is 0.
+        if name != "phi.bias" or instantiation == "concatenation":
+            assert difference(gradient, value) < 16 * unit, name
 
 
 def test_print_names_the_options():

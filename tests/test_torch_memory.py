@@ -110,7 +110,8 @@ def test_a_block_holds_a_few_times_its_map(instantiation, subsample):
     x = normal(1, 8, *size, dtype=torch.float32).requires_grad_()
     with Memory() as memory:
         block(x).sum().backward()
-    assert memory.largest <= max(4 * x.numel(), scratch(instantiation) // 3)
+    # theta, phi and g come from one product, 3 x 4 channels for the 8 of x.
+    assert memory.largest <= max(4 * 2 * x.numel(), scratch(instantiation) // 3)
     assert memory.peak <= 20 * 4 * x.numel() + scratch(instantiation)
 
 

@@ -38,7 +38,7 @@ def insert_non_local(
             "functional or Sequential model, or call NonLocalBlock where the class calls its layers"
         )
     graph = _functional(model)
-    layers = {layer.name: layer for layer in graph.layers}
+    layers = {layer.name: layer for layer in graph.layers if not isinstance(layer, keras.layers.InputLayer)}
     names = check_names(after, layers, where="[layer.name for layer in model.layers]")
     blocks = {name: _block(layers[name], block_options) for name in names}
 
@@ -47,6 +47,9 @@ def insert_non_local(
         return blocks[layer.name](output) if layer.name in blocks else output
 
     result = keras.models.clone_model(graph, clone_function=lambda layer: layer, call_function=call)
+    for name, block in blocks.items():
+        if block not in result.layers:
+            raise ValueError(f"after: the block behind {name!r} is not part of the new model; leave it out")
     return result, Insertions(
         Insertion(name, block.in_channels, tuple(layers[name].output.shape[1:-1]), block.count_params())
         for name, block in blocks.items()

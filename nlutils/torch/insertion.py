@@ -89,7 +89,7 @@ def _check_runs(model, example_input, modules, blocks, outputs):
 
 
 def _find(model, after):
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     found = {name: modules[name] for name in check_names(after, modules, where="model.named_modules()")}
     for name, module in found.items():
         if hasattr(module, _CHILD):

@@ -12,7 +12,7 @@
 # | | |
 # |:--|:--|
 # | What you need | notebook 04 (equation 1 as a matrix); `nn.Module`, `backward()` and an optimiser in PyTorch |
-# | Your time | 60 minutes |
+# | Your time | 75 minutes |
 # | Machine time | 15 seconds |
 # | Framework | PyTorch |
 
@@ -43,8 +43,7 @@ torch.set_printoptions(precision=3, sci_mode=False)
 # %% [markdown]
 # ## 1 · A clip in which one thing comes back
 #
-# We need a clip that is small enough to follow by hand and that asks for a look far away. Ours has 3 frames of
-# 4 × 6 positions. At each position stands a vector of 10 numbers:
+# Our clip asks for a look far away and is small enough to follow by hand: 3 frames of 4 × 6 positions. At each position stands a vector of 10 numbers:
 #
 # - numbers 0 to 7, the *look*: what the thing at this position looks like, a random direction of length 1;
 # - number 8, the *mark*: 1 at one position of frame 0, else 0;
@@ -116,7 +115,7 @@ plots.show(
 #
 # Notebook 04 wrote $\theta(x_i) = W_\theta x_i$: one matrix, used at every position. In PyTorch the vectors stand in axis 1 of
 # $x$, behind the batch, and the layer that multiplies each of them by the same matrix is `nn.Conv3d(C, d, 1)`. (It also adds a
-# bias. Let it be zero for now.)
+# bias: zero for now.)
 
 # %%
 rng = np.random.default_rng(5)
@@ -162,7 +161,7 @@ for name, layer in dict(theta=theta, phi=phi, g=g).items():
 # - `theta(x).reshape(B, N, d)`
 # - `theta(x).flatten(2).transpose(1, 2)`
 #
-# Both have the right shape. Are they equal? Position $(t, h, w)$ = (0, 1, 1) should become row
+# Both have the right shape. Position $(t, h, w)$ = (0, 1, 1) should become row
 # $i = (t \cdot H + h) \cdot W + w = 7$, with the numbers of $\theta(x_i)$ above. Which candidate has them there?
 
 # %%
@@ -179,7 +178,7 @@ assert torch.equal(candidates["flatten, transpose"][0, i], theta(x)[0, :, 0, 1, 
 assert not torch.equal(candidates["reshape"][0, i], theta(x)[0, :, 0, 1, 1])
 
 # %% [markdown] tags=["explain"]
-# `reshape` keeps the order of the numbers in memory, where *one channel of all positions* comes first. Its row 7 holds eight neighbours of one
+# `reshape` keeps the order in memory, where *one channel of all positions* comes first. Its row 7 holds eight neighbours of one
 # channel instead of eight channels of one position. No error, the right shape, and rows that are no positions: several public
 # implementations were published with a reshape where a transpose is missing. `flatten(2)` joins $T, H, W$ to $N$, then `transpose` puts the
 # channels last.
@@ -326,8 +325,8 @@ difference(block(x), x + n, "class and steps", below=1e-5)
 # ## 5 · What learns in the first step?
 #
 # The block starts as the identity because its gain is zero. A popular question about public implementations is: *multiplied by zero, how can it ever
-# learn?* The block has ten parameter tensors. Some loss at its output is differentiated. Write down which of the ten receive a
-# gradient that is not zero: in the first step, and in the second.
+# learn?* The block has ten parameter tensors. Some loss at its output is differentiated. Which of the ten receive a gradient that is not zero: in the
+# first step, and in the second?
 
 # %%
 torch.manual_seed(0)
@@ -568,8 +567,8 @@ for instantiation in ("gaussian", "embedded_gaussian", "dot_product", "concatena
 # %% [markdown]
 # ## 9 · The library's block and its options
 #
-# From notebook 07 on this class is imported, as `nlutils.torch.NonLocalBlock`. The parameters have the same names, so `load_state_dict` carries them over. Same function? And what must each of the two
-# keep between the forward and the backward pass, for a clip of 3,136 positions, whose map has 37.5 MiB?
+# From notebook 07 on this class is imported, as `nlutils.torch.NonLocalBlock`. The parameters have the same names, so `load_state_dict` carries them over. Same function? And how much must each keep
+# for the backward pass at 3,136 positions, where the map has 37.5 MiB?
 
 # %%
 import nlutils.torch
@@ -613,7 +612,7 @@ difference(row, trained, "attention_rows and the row of section 6", below=1e-5)
 # The same function, without the map: beyond 32 MiB the softmax forms work on blocks of its rows, and the other two never need it. Notebook 09 derives how. `attention_rows` gives single rows, as we drew
 # them, at any size.
 #
-# More options: `scale` multiplies the logits by $d^{-1/2}$, as the released code does (notebook 08 says why); `attention` lets a position see its own frame (`"space"`) or its own place (`"time"`) only;
+# More options: `scale` multiplies the logits by $d^{-1/2}$, as the released code does (notebook 08 says why); `attention` lets a position see its own frame (`"space"`) or its own place (`"time"`) only, `frames_per_group` its own group of frames;
 # `norm=False` leaves out the normalisation, and $W_z$ starts at zero instead; `zero_init=False` starts at no zero.
 #
 # 1. Which parameters get a gradient in step 1 with each of the last two?
@@ -646,7 +645,7 @@ assert min(errors[1:]) > 5 * test_error
 # trained them; `nlutils.exchange.from_published` refuses options that the code of a published format does not have.
 #
 # In step 1 one door is open: the gain's, or, without a normalisation, that of $W_z$, whose gradient is the error times $y$. With no zero all learn at once, but a trained network around the block
-# starts from another function.
+# starts from another function. (The paper trains network and blocks together: rate 0.01 for 64 clips, divided by 10 after every 150,000 of 400,000 steps.)
 #
 # ## 10 · How many parameters?
 #
@@ -791,7 +790,7 @@ check(
 #
 # <details><summary>Hint 1: a nudge</summary>The loop of section 5, and a comparison of before and after. What does <code>before = parameter</code> keep: the numbers, or the parameter?</details>
 # <details><summary>Hint 2: the formula</summary>Keep <code>parameter.detach().clone()</code> of each before the loop; compare with <code>torch.equal</code> after it.</details>
-# <details><summary>Hint 3: part of the code</summary><code>before = {name: p.detach().clone() for name, p in block.named_parameters()}</code>, the loop, <code>return tuple(name for name, p in block.named_parameters() if …)</code></details>
+# <details><summary>Hint 3: part of the code</summary><code>before = {name: p.detach().clone() for name, p in block.named_parameters()}</code>, the loop, <code>return tuple(name for … if …)</code></details>
 
 # %% tags=["stub"]
 clip, target = x.double(), torch.tensor(np.random.default_rng(8).standard_normal(x.shape))

@@ -3,17 +3,17 @@
 #
 # After this notebook you can
 #
-# - show that `Dense` and a 1×1×1 `Conv3D` are the same matrix, used at every position
 # - say when a plain reshape turns a clip into a list of positions, and when it scrambles it
 # - predict what a batch normalisation answers in inference after 1, 10 and 100 training steps
+# - name the weights of a new block that move in the first training step, and in the second
 # - write a Keras layer that makes its weights once, saves them and comes back from a file
 # - use one trained block in two models, for clips of different lengths
 #
 # | | |
 # |:--|:--|
 # | What you need | notebook 04 (equation 1 as a matrix); layers, `compile` and `fit` in Keras. Notebook 05 is not needed |
-# | Your time | 60 minutes |
-# | Machine time | 20 seconds |
+# | Your time | 75 minutes |
+# | Machine time | 25 seconds |
 # | Framework | Keras (on TensorFlow, or the backend that `KERAS_BACKEND` names) |
 
 # %% tags=["parameters"]
@@ -358,13 +358,50 @@ difference(packaged(x, training=True), steps, "nlutils and steps, training", bel
 difference(block(x, training=True), steps, "our layer and steps, training", below=10 * settings.rounding)
 
 # %% [markdown] tags=["predict"]
+# A new block multiplies everything it has found out by a gain of zero. *Then how can it ever learn?* is what users of public implementations ask most. We give a new block our weights, keep the gain at
+# zero, and take two steps of plain SGD towards a random target. Which of the ten weights move in step 1, and which in step 2?
+
+# %%
+fresh = NonLocalBlock(d)
+inputs = keras.Input((T, H, W, C))
+model = keras.Model(inputs, fresh(inputs))
+for name, layer in dict(theta=theta, phi=phi, g=g, w_z=w_z).items():
+    getattr(fresh, name).set_weights(layer.get_weights())
+model.compile(optimizer=keras.optimizers.SGD(0.1), loss="mse", jit_compile=False)
+target = np.random.default_rng(4).standard_normal(x.shape)
+
+moves = {}
+for _step in (1, 2):
+    before = [numpy(weight).copy() for weight in fresh.trainable_weights]
+    model.train_on_batch(x, target)
+    for weight, old in zip(fresh.trainable_weights, before, strict=True):
+        largest = np.abs(numpy(weight) - old).max()
+        what = "no" if largest == 0 else "at most rounding" if largest < 1e-7 else "yes"
+        moves.setdefault(weight.path, []).append(what)
+
+names = [f"{name} {kind}" for name in ("theta", "phi", "g", "w_z") for kind in ("kernel", "bias")]
+print(f"{'':13}step 1  step 2")
+for name, (first, second) in zip([*names, "gain", "beta"], moves.values(), strict=True):
+    print(f"{name:13}{first:8}{second}")
+assert [first for first, _ in moves.values()] == 8 * ["no"] + 2 * ["yes"]
+assert [names[k] for k, (_, second) in enumerate(moves.values()) if second != "yes"] == [
+    "phi bias",
+    "g bias",
+    "w_z bias",
+]
+
+# %% [markdown] tags=["explain"]
+# The slope of the gain is the error times the *normalised* $W_z y$, which is not zero. So step 1 opens the door, and from step 2 on all kernels learn. Three biases never do: what they add is the same for all
+# positions (`g`, `w_z`: the normalisation takes it off with the mean) or for all logits of a row (`phi`: the softmax does not see it).
+
+# %% [markdown] tags=["predict"]
 # ## 6 · When does a layer have weights?
 #
 # Below is a second layer. It runs, it returns the right shape, and it was published like this, in a public Keras implementation of the non-local block: the convolutions are made
 # inside `call`.
 #
 # We ask both layers for their trainable weights before and after a first call, and call them twice with the same input. What are the four numbers, and are the two
-# outputs equal?
+# outputs equal? Then the forgetful layer goes into a model with a `Dense` behind it. What will `fit` say, and what will it train?
 
 
 # %%
@@ -386,13 +423,28 @@ for name, (before, after, same) in found.items():
     print(f"{name:15} before {before}, after {after:2}; two calls give the same: {same}")
 assert found == {"NonLocalBlock": (0, 10, True), "ForgetfulBlock": (0, 0, False)}
 
+# %%
+some_x, some_answer, _ = clips(512, np.random.default_rng(3))
+inputs = keras.Input((T, H, W, C))
+forgetful = keras.Model(inputs, layers.Dense(1)(ForgetfulBlock()(inputs)[:, *ASKER]))
+for eagerly in (False, True):
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    forgetful.compile(optimizer="adam", loss=loss, run_eagerly=eagerly, jit_compile=False)
+    try:
+        last = forgetful.fit(some_x, some_answer, epochs=3, batch_size=64, verbose=0).history["loss"][-1]
+        print(f"run_eagerly={eagerly}: no error; the loss is above 0.6: {last > 0.6}")
+    except ValueError as error:
+        print(f"run_eagerly={eagerly}: ValueError, and it is about variables: {'Variable' in str(error)}")
+print("trained:", [weight.path.split("/")[-1] for weight in forgetful.trainable_weights], "of Dense")
+assert len(forgetful.trainable_weights) == 2
+assert last > 0.6  # a guess has ln 2 = 0.69
+
 # %% [markdown] tags=["explain"]
 # Before the first call nobody has any: `NonLocalBlock()` does not know $C$ yet. So count the weights, load them and start an optimiser only after `build`. After it, ours has ten: four kernels
 # with their biases, gain and $\beta$.
 #
-# The forgetful layer draws new random matrices at each call. Nothing is kept, so nothing is trained. In a model with other layers,
-# `fit` on TensorFlow stops with an error about variables; run eagerly, or on PyTorch, it trains the other layers and says nothing.
-# `len(layer.trainable_weights)` after the first call is the test.
+# The forgetful layer draws new random matrices at each call. Nothing is kept, so nothing is trained. TensorFlow's `fit` at least stops, because variables are made inside its graph. Run eagerly, or on PyTorch or JAX, it trains the `Dense` alone and says
+# nothing; the loss stays at that of guessing. `len(layer.trainable_weights)` after the first call is the test.
 #
 # ## 7 · How many, and into a file
 #
@@ -435,7 +487,83 @@ difference(again(x), model(x), "read from the file", below=settings.rounding)
 # The file holds the config and, layer by layer, the weights. When it is read, Keras calls `build` first and fills the weights in: that is why `build` also builds the
 # layers inside.
 #
-# ## 8 · It learns to count votes
+# ## 8 · Four forms, and fewer places to look at
+#
+# Notebook 04 has four choices of $f$, two with a softmax, two divided by the number of positions. All four in `keras.ops`; in the concatenation $w_f^T [\theta_i, \phi_j]$ splits into $a_i + b_j$:
+#
+# $$f(x_i, x_j) = \mathrm{ReLU}(w_f^T [\theta(x_i), \phi(x_j)]) = \mathrm{ReLU}(a_i + b_j)$$
+
+
+# %%
+def pairwise(theta, phi, instantiation, w_f=None):
+    """The normalised map f(x_i, x_j) / C: theta (B, N, d), phi (B, M, d) -> (B, N, M)."""
+    if instantiation in ("gaussian", "embedded_gaussian"):
+        return ops.softmax(ops.matmul(theta, ops.transpose(phi, (0, 2, 1))), axis=2)
+    if instantiation == "dot_product":
+        f = ops.matmul(theta, ops.transpose(phi, (0, 2, 1)))
+    elif instantiation == "concatenation":
+        d = theta.shape[2]
+        a, b = ops.matmul(theta, w_f[:d, None]), ops.matmul(phi, w_f[d:, None])
+        f = ops.relu(a + ops.transpose(b, (0, 2, 1)))
+    else:
+        raise ValueError(f"instantiation={instantiation!r} is not known")
+    return f / phi.shape[1]
+
+
+w_f = rng.standard_normal(2 * d).astype("float32")
+pairs = [[w_f @ np.concatenate([asks, shows]) for shows in numpy(phi_j)[0]] for asks in numpy(theta_i)[0]]
+in_two = pairwise(theta_i, phi_j, "concatenation", w_f)
+assert in_two.shape == (B, N, N)
+difference(in_two[0], np.maximum(pairs, 0) / N, "pair by pair, and a_i + b_j", below=settings.rounding)
+print(f"pairs with f above 0: {int((numpy(in_two)[0] > 0).sum())} of {N * N}")
+
+# %% [markdown] tags=["predict"]
+# The map has $N^2$ entries. The paper makes it smaller: a max-pooling by 1 × 2 × 2 on the side of $\phi$ and $g$ leaves a quarter of the places to look at. One public Keras implementation pools the *list* of positions instead, with a
+# one-dimensional pooling by 2. We pool our 3 × 5 positions numbered 0 to 14. Which numbers survive in the list, and which two positions are never neighbours, but share a window of the list?
+
+
+# %%
+def pool(maps):
+    """The largest of 2 x 2 neighbours in each frame: (B, T, H, W, d) -> (B, T, H // 2, W // 2, d)."""
+    return ops.max_pool(maps, (1, 2, 2), (1, 2, 2), data_format="channels_last")
+
+
+numbered = np.arange(H * W, dtype="float32").reshape(1, 1, H, W, 1)
+print(numbered[0, 0, :, :, 0].astype(int))
+print("pooled as a map: ", numpy(pool(numbered)).ravel().astype(int))
+print("pooled as a list:", numpy(ops.max_pool(rows(numbered), 2, 2)).ravel().astype(int))
+assert pool(x).shape == (B, T, 1, 2, C)
+
+x_tensor = ops.convert_to_tensor(x)
+for form in ("gaussian", "embedded_gaussian", "dot_product", "concatenation"):
+    taught, packaged = [], []
+    for order in (None, "before", "after"):
+        block = nlutils.keras.NonLocalBlock(C, d, instantiation=form, subsample=order, norm=False)
+        block.build(x.shape)
+        embeddings = {} if form == "gaussian" else dict(theta=theta, phi=phi)
+        for name, layer in dict(**embeddings, g=g, w_z=w_z).items():
+            getattr(block, name).set_weights(layer.get_weights())
+        if form == "concatenation":
+            block.w_f.assign(w_f)
+        keys = pool(x_tensor) if order == "before" else x_tensor
+        theta_x, phi_x = (theta(x_tensor), phi(keys)) if embeddings else (x_tensor, keys)
+        g_x = g(keys)
+        if order == "after":
+            phi_x, g_x = pool(phi_x), pool(g_x)
+        y = ops.matmul(pairwise(rows(theta_x), rows(phi_x), form, w_f), rows(g_x))
+        taught.append(numpy(w_z(ops.reshape(y, (B, T, H, W, d)))))
+        packaged.append(numpy(block(x)) - x)
+    difference(np.stack(taught), np.stack(packaged), f"{form}, and nlutils", below=settings.rounding)
+    assert np.abs(taught[1] - taught[2]).max() > 0.01  # before and after are two functions
+
+# %% [markdown] tags=["explain"]
+# In the list 4 and 5 share a window, the end of one row and the beginning of the next (and in a longer list 14 and the next frame's 0); nothing is pooled in height; only half of the places go. So pool the map, then make the list. (Row 2 and column 4 fill no window, and are left out.)
+#
+# Pooling *before* $\phi$ and $g$ (released code) and *after* them (the paper's text) have the same weights and are different functions (notebook 05).
+#
+# `nlutils.keras.NonLocalBlock` has all of this and builds no large map: forward and backward, in any of the four forms, its memory grows with $N$, not $N^2$. Notebook 09 derives how.
+#
+# ## 9 · It learns to count votes
 #
 # The model: our block, then the vector at the asker, then one `Dense` that says yes or no. A model that ignores the look can only count
 # *all* votes of the clip; how often that is right is printed too.

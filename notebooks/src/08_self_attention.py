@@ -26,11 +26,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import max_pool3d, scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nlutils import plots
 from nlutils.course import check, difference, import_keras, settings
+from nlutils.exchange import from_published, to_published
 from nlutils.torch import NonLocalBlock, non_local
 
 keras = import_keras(os.environ.get("KERAS_BACKEND", "tensorflow"))
@@ -117,7 +118,7 @@ for name, divisor in (("as in the paper", 1), ("divided by 2", 2)):
 # | softmax over the keys | division by $\mathcal C(x) = \sum_j f(x_i, x_j)$ |
 # | $1 / \sqrt d$ | 1 in the paper; $1 / \sqrt d$ in its released code |
 #
-# Every row is a renaming, but the last.
+# Every row except the last is only a renaming.
 
 # %% [markdown]
 # ## 2 · What the root of d does
@@ -136,6 +137,8 @@ for d in (4, 64, 1024):
 # %% [markdown] tags=["predict"]
 # In the paper's ResNet-50 the block behind res3 has $d = 256$, and with sub-sampling each position looks at $4 \cdot 14 \cdot 14 = 784$ others. Suppose that the entries of $\theta$ and $\phi$ are as above. 784 equal
 # weights would be 0.0013 each. How large is the *largest* weight of a row, on average, without the division? And with it?
+#
+# Write $s_j$ for the logits of a row. Notebook 04 found $\partial w_j / \partial s_j = w_j (1 - w_j)$: how much a weight answers to its own logit. The cell adds this up over $j$.
 
 
 # %%
@@ -151,21 +154,21 @@ for d in widths:
     for name, factor in (("plain", 1), ("scaled", d**-0.5)):
         w = softmax(factor * logits)
         largest[name].append(w.max(axis=1).mean())
-        slope[name].append((w * (1 - w)).sum(axis=1).mean())  # dw_j / ds_j, over all j
+        slope[name].append((w * (1 - w)).sum(axis=1).mean())  # the sum of dw_j / ds_j over all j
 
 at_256 = widths.index(256)
 print(
     f"largest of 784 weights at d = 256: plain {largest['plain'][at_256]:.1f}, scaled {largest['scaled'][at_256]:.2f}"
 )
 print(
-    f"sum of dw_j / ds_j               : plain {slope['plain'][at_256]:.1f}, scaled {slope['scaled'][at_256]:.1f}"
+    f"sum of w_j (1 - w_j)             : plain {slope['plain'][at_256]:.1f}, scaled {slope['scaled'][at_256]:.1f}"
 )
 assert largest["plain"][at_256] > 0.8
 assert largest["scaled"][at_256] < 0.03
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.2))
-for ax, values, title in ((axes[0], largest, "largest weight"), (axes[1], slope, "sum of $dw_j / ds_j$")):
+for ax, values, title in ((axes[0], largest, "largest weight"), (axes[1], slope, "sum of $w_j (1 - w_j)$")):
     ax.plot(widths, values["plain"], "o-", label="plain")
     ax.plot(widths, values["scaled"], "s--", label="scaled by $1/\\sqrt{d}$")
     ax.set(xscale="log", xlabel="width d", title=title, ylim=(0, 1.05))
@@ -177,11 +180,25 @@ plots.show(
 )
 
 # %% [markdown] tags=["explain"]
-# Without the division one of 784 positions takes more than four fifths, and which one is chance. The derivative of a softmax weight by its own logit is $w_j (1 - w_j)$: where one weight is near 1 and the others near
-# 0, little gradient comes through to $\theta$ and $\phi$. With the division the picture does not depend on $d$.
+# Without the division one of 784 positions takes more than four fifths, and which one is chance. Where one weight is near 1 and the others near
+# 0, $w_j (1 - w_j)$ is small for all of them, and little gradient comes through to $\theta$ and $\phi$. With the division the picture does not depend on $d$.
 #
-# Why does the paper train without it? Its $W_\theta$ and $W_\phi$ start with a standard deviation of 0.01, which makes $\theta$ and $\phi$ small: at the start all weights are nearly equal with either rule (notebook 05 saw 1/72
-# everywhere). The rule matters for what training makes of them.
+# Then is the paper's formula hopeless? It depends on how large $\theta$ and $\phi$ are. The released code starts $W_\theta$ and $W_\phi$ with a standard deviation of 0.01, and divides. In notebook 05, with its few channels, 0.01 made
+# every weight 1/72, with or without the division. At the width of res4 it does not:
+
+# %%
+C, d, N = 1024, 512, 196  # 4 x 7 x 7 positions after sub-sampling
+res4 = np.random.default_rng(1)
+x = np.maximum(res4.standard_normal((N, C)), 0)  # like features behind a ReLU,
+x /= np.sqrt((x**2).mean())  # with a mean square of 1
+theta, phi = (x @ (0.01 * res4.standard_normal((C, d))) for _ in range(2))
+for name, factor, low, high in (("plain ", 1, 10, 100), ("scaled", d**-0.5, 1, 2)):
+    times = softmax(factor * theta @ phi.T).max(axis=1).mean() * N
+    print(f"{name}: the largest weight of a row is {times:.2g} times the mean weight")
+    assert low < times < high
+
+# %% [markdown]
+# In a wide network the rule decides where a new block looks. (The paper names He's initialisation, here a standard deviation of $\sqrt{2 / 1024} \approx 0.044$, and no division.)
 #
 # The two rules can express the same functions: a block with the division equals one without it whose $W_\theta$ is divided by $\sqrt d$. But they learn differently.
 
@@ -211,8 +228,16 @@ for block in (scaled, plain):
     torch.optim.SGD(block.parameters(), lr=0.1).step()
 difference(plain(clip), scaled(clip), "after one step of SGD")
 
+arrays = to_published(NonLocalBlock(C, d, subsample="before", scale=True), "slowfast")
+try:
+    from_published(NonLocalBlock(C, d, subsample="before"), arrays, "slowfast")
+except ValueError as error:
+    print("ValueError:", error)
+else:
+    raise AssertionError("weights for one rule went into a block of the other")
+
 # %% [markdown]
-# The first line is a warning. A file of weights does not say which rule its network used; the names and shapes are the same. So `nlutils.exchange.from_published` looks at the block's `scale` and refuses, for example, weights in
+# The first line is a warning. A file of weights does not say which rule its network used; the names and shapes are the same. So `nlutils.exchange.from_published` looks at the block's `scale` and refuses weights in
 # SlowFast's format, whose code always divides, for a block that does not.
 #
 # ## 3 · PyTorch's own attention
@@ -267,18 +292,27 @@ def empty_layer():
 layer = empty_layer()
 assert layer.in_proj_weight.shape == (3 * C, C)
 put(layer, 0, block)
-update, weights = layer(rows(clip), rows(clip), rows(clip), average_attn_weights=False)
+r = rows(clip)
+update, weights = layer(r, r, r, average_attn_weights=False)
 assert update.shape == (B, N, C)
 assert weights.shape == (B, 2, N, N)
 z = clip + update.transpose(1, 2).unflatten(2, (T, H, W))
 difference(z, block(clip), "x + MultiheadAttention and the block", below=1e-12)
 expected = torch.softmax(theta @ phi.transpose(1, 2), dim=2)
 difference(weights[:, 0], expected, "its map of head 0 and ours          ", below=1e-12)
-print("the map of the empty head:", "1 /", round(1 / weights[0, 1, 0, 0].item()), "everywhere")
+difference(
+    weights[:, 1], torch.full_like(expected, 1 / N), "the map of the empty head and 1 / 60", below=1e-12
+)
+
+pooled = NonLocalBlock(C, d, norm=False, subsample="before").double()
+pooled.load_state_dict(block.state_dict())
+keys = rows(max_pool3d(clip, (1, 2, 2)))
+update, _ = layer(r, keys, keys)
+difference(rows(clip) + update, rows(pooled(clip)), "sub-sampled before its matrices     ", below=1e-12)
 
 # %% [markdown]
-# One line of the cell is easy to get wrong: the query, the key and the value are all `rows(clip)`. That is the *self* in self-attention. With sub-sampling the block is still one head, but its keys and values come
-# from the pooled clip.
+# One line of the cell is easy to get wrong: the query, the key and the value are all `r`, the rows of one clip. That is the *self* in self-attention. With `subsample="before"` the block is still one head, but its keys and values come
+# from the pooled clip. With `"after"` it is not one: $\phi$ and $g$ are pooled behind their matrices, where the layer has no place for a pool.
 #
 # ## 4 · Keras' own attention
 #
@@ -304,12 +338,11 @@ assert z_keras.shape == (B, T, H, W, C)
 close = 1e-12 if keras.backend.backend() == "tensorflow" else 1e-4  # other backends may round to float32
 difference(z_keras, block(clip).movedim(1, -1), "Keras' layer and the block", below=close)
 
-# %% [markdown]
+# %% [markdown] tags=["predict"]
 # Three programs by three groups of people, and one function to the last digits. ($d = 4$ also has a use here: Keras keeps $1 / \sqrt d$ in float32, and 1/2 survives that.)
 #
 # ## 5 · Two heads
-
-# %% [markdown] tags=["predict"]
+#
 # The second head is still empty. We give it the weights of a second block. The Transformer's equation for several heads joins what the heads return, $y^{(1)}_i$ and $y^{(2)}_i$, and multiplies by $W^O$. What is the
 # layer in terms of the two blocks: the mean of their updates $W_z y$, their sum, or one block after the other?
 
@@ -317,7 +350,7 @@ difference(z_keras, block(clip).movedim(1, -1), "Keras' layer and the block", be
 second = random_block(3)
 put(layer, 1, second)
 with torch.no_grad():
-    update, _ = layer(rows(clip), rows(clip), rows(clip))
+    update, _ = layer(r, r, r)
     update = update.transpose(1, 2).unflatten(2, (T, H, W))
     u, v = block(clip) - clip, second(clip) - clip
     difference(update, (u + v) / 2, "the mean of the updates")
@@ -366,7 +399,8 @@ def shuffle(clip):
 
 def attend(clip):
     """x + the two-headed layer."""
-    return clip + layer(*3 * [rows(clip)])[0].transpose(1, 2).unflatten(2, clip.shape[2:])
+    r = rows(clip)
+    return clip + layer(r, r, r)[0].transpose(1, 2).unflatten(2, clip.shape[2:])
 
 
 with torch.no_grad():
@@ -411,7 +445,7 @@ terms = [a @ A @ b.T for a in (X, p) for b in (X, p)]
 difference((X + p) @ A @ (X + p).T, sum(terms), "one logit and four terms", below=1e-12)
 
 # %% [markdown] tags=["predict"]
-# The last term is new: it compares places and does not look at the clip. Take the identity for $A$. Is $p_i \cdot p_j$ larger for neighbours or for far places? And does it know *where* the two are, or only how far apart?
+# The last term is new: it compares places and does not look at the clip. Take the identity for $A$. (A *place* is an index in the flattened clip: the pixel below is 5 places away, the next frame 20.) Is $p_i \cdot p_j$ larger for neighbours or for far places? And does it know *where* the two are, or only how far apart?
 
 # %%
 places = p @ p.T
@@ -422,15 +456,16 @@ fig.colorbar(image)
 plots.show(
     fig,
     "A 60 by 60 image. Every diagonal has one colour: the value 4 on the main diagonal, then stripes, bright again "
-    "every six places, on a ground that gets darker with the distance.",
+    "every six places, on a ground that is darkest some thirty places away and bright again towards the far corners.",
 )
 distance = torch.arange(N)[:, None] - torch.arange(N)[None, :]
 omega = 10000.0 ** -(torch.arange(C // 2).double() / (C // 2))
 difference(places, torch.cos(distance[..., None] * omega).sum(dim=2), "and the sum of cosines", below=1e-10)
 
 # %% [markdown] tags=["explain"]
-# Only the distance, since $\sin a \sin b + \cos a \cos b = \cos(a - b)$. Near places score higher on the whole, but not one by one: the fastest cosine comes back after $2\pi$, about six places, so
-# that six apart scores higher than one apart.
+# Only the distance, since $\sin a \sin b + \cos a \cos b = \cos(a - b)$. The fastest cosine comes back after $2\pi$, about six places, so
+# that six apart scores higher than one apart. And near places score higher only up to about half a turn of the second cosine ($2\pi / 0.1 \approx 63$ places). After that the score rises again: places 57 apart score as high as neighbours, because
+# only four frequencies share the work here.
 #
 # $$p_i \cdot p_j = \sum_{k=0}^{K-1} \cos\big(\omega_k (i - j)\big)$$
 
@@ -439,8 +474,10 @@ i, j, steps = 10, 13, 40
 by_hand = sum(np.cos(float(w) * (i - j)) for w in omega)
 difference(places[i, j], by_hand, "places 10 and 13", below=1e-10)
 difference(places[i, j], places[i + steps, j + steps], "places 10 and 13, 50 and 53", below=1e-10)
-print("apart by 0, 1, 3, 6:", places[0, [0, 1, 3, 6]].numpy().round(2))
+print("apart by 0, 1, 3, 6, 28, 57:", places[0, [0, 1, 3, 6, 28, 57]].numpy().round(2))
 assert places[0, 6] > places[0, 1] > places[0, 3]
+assert places[0, 57] > places[0, 1] > places[0, 28]
+assert places[0].argmin() == 28
 
 # %% [markdown]
 # The non-local network has no code. Its order comes from the convolutions around the block, and it is enough that one of them looks along time:
@@ -452,7 +489,7 @@ with torch.no_grad():
     difference(block(backwards), block(clip).flip(2), "block, film backwards             ", below=1e-12)
     difference(block(conv(backwards)), block(conv(clip)).flip(2), "convolution in time, then block")
 
-# %% [markdown]
+# %% [markdown] tags=["predict"]
 # ## 7 · What else differs
 #
 # | | non-local block | attention layer in a Transformer |
@@ -465,10 +502,7 @@ with torch.no_grad():
 # | start | the identity: zero gain | a random update |
 # | normalisation | of each channel, over all clips of the batch | of each token by itself |
 #
-# The last two rows can be seen in numbers.
-
-# %% [markdown] tags=["predict"]
-# Two clips go through a new block, and through $x +$ a new attention layer. (1) How far is the output from $x$? (2) Then the block's gain is set to 1, and *clip 1* is replaced. Does the output for *clip 0* change? In
+# The last two rows can be seen in numbers. Two clips go through a new block, and through $x +$ a new attention layer. (1) How far is the output from $x$? (2) Then the block's gain is set to 1, and *clip 1* is replaced. Does the output for *clip 0* change? In
 # training, in evaluation?
 
 # %%
@@ -476,7 +510,8 @@ new_block, new_layer = NonLocalBlock(C, d).double(), nn.MultiheadAttention(C, 2,
 other = torch.cat([clip[:1], 3 * clip[1:]])  # clip 0 stays
 with torch.no_grad():
     difference(new_block(clip), clip, "new block and x               ")
-    difference(rows(clip) + new_layer(*3 * [rows(clip)])[0], rows(clip), "x + new layer and x           ")
+    r = rows(clip)
+    difference(r + new_layer(r, r, r)[0], r, "x + new layer and x           ")
     nn.init.ones_(new_block.norm.weight)
     difference(new_block(clip)[0], new_block(other)[0], "clip 0 beside another, training  ")
     new_block.eval()
@@ -496,7 +531,7 @@ with torch.no_grad():
 # ## 8 · Fused attention and its conditions
 #
 # A map of $N = 25{,}088$ positions, res2 of the paper's ResNet-50 for 32 frames, has 629 million entries: 2.3 GiB in float32. `scaled_dot_product_attention` has a *fused* form that never writes the map: it works through the keys in pieces
-# (notebook 09 measures what that saves). It is chosen silently, or not. So we look: the next cell lists the sizes of all tensors that the call makes on its way.
+# (notebook 09 measures what that saves). PyTorch chooses a form by itself and does not say which. So we look: the next cell lists the sizes of all tensors that the call makes on its way.
 
 
 # %%
@@ -551,7 +586,7 @@ y3, y4 = (scaled_dot_product_attention(*calls[name], scale=1.0) for name in list
 difference(y3, y4, "outputs of 3 and 4", below=1e-4)
 
 # %% [markdown] tags=["explain"]
-# The result is the same in all cases; the memory is not, and there is no warning. On the CPU, the fused form of PyTorch 2.13 needs the axis for heads, and queries, keys and values of one width. The added zeros change no dot product, so 4 is exact, but it multiplies
+# The result is the same in all cases; the memory is not, and there is no warning. On the CPU, the fused form of PyTorch 2.13 needs the axis for heads, and queries, keys and values of one width. The added zeros change no dot product, so 4 computes the same function, to rounding; but $\theta \phi^T$ multiplies
 # twice as many numbers. The Gaussian instantiation, whose $\theta$ is $x$ itself, has unequal widths in every block of the paper. `nlutils.torch.non_local` therefore works through blocks of rows where the fused form does not fit.
 #
 # ## Exercises
@@ -578,17 +613,29 @@ def plain(theta, phi, g):
 # %% tags=["check"]
 with torch.no_grad():
     theta, phi, g = (rows(layer(clip)) for layer in (block.theta, block.phi, block.g))
+triples = [(theta, phi, g), (theta[..., :2], phi[..., :2], g[..., :2])]
+
+
+def fused(factor, parts):
+    """The call at both widths, some of theta, phi and g times factor(d)."""
+    results = []
+    for triple in triples:
+        f = factor(triple[0].shape[-1])
+        triple = [f * part if name in parts else part for name, part in zip("tpg", triple, strict=True)]
+        results.append(scaled_dot_product_attention(*triple))
+    return tuple(results)
+
+
 check(
     "Exercise 1",
-    lambda: plain(theta, phi, g),
-    non_local(theta, phi, g, "embedded_gaussian"),
+    lambda: tuple(plain(*triple) for triple in triples),
+    tuple(non_local(*triple, "embedded_gaussian") for triple in triples),
     mistakes={
-        "the logits are still divided by the root of d": scaled_dot_product_attention(theta, phi, g),
-        "divided once more; you want to multiply": scaled_dot_product_attention(theta / d**0.5, phi, g),
-        "theta and phi both got the factor: it counts twice": scaled_dot_product_attention(
-            2 * theta, 2 * phi, g
-        ),
-        "g got the factor; it is not in the softmax": scaled_dot_product_attention(theta, phi, 2 * g),
+        "the logits are still divided by the root of d": fused(np.sqrt, ""),
+        "divided once more; you want to multiply": fused(lambda d: d**-0.5, "t"),
+        "theta and phi both got the factor: it counts twice": fused(np.sqrt, "tp"),
+        "g got the factor; it is not in the softmax": fused(np.sqrt, "g"),
+        "2 is the root of one width, 4; read the width off theta": fused(lambda d: 2.0, "t"),
     },
 )
 

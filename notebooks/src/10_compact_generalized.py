@@ -7,7 +7,7 @@
 # - derive why this costs $(NC)^2$, and why two brackets bring it down to $NC$
 # - measure the error of a Taylor sum, and say for which features an order is enough
 # - build the block in PyTorch and in Keras, and say what its normalisation leaves of the attention
-# - tell six global operations apart by one matrix: its rank says what they can never express
+# - tell six global operations apart by one matrix: its rank bounds what fixed maps can carry
 #
 # | | |
 # |:--|:--|
@@ -111,7 +111,7 @@ assert np.array_equal(y, 5 * theta)
 assert np.array_equal(y_changed, 9 * theta)
 
 # %% [markdown] tags=["explain"]
-# Everybody hears of the change, and everybody hears the same: $y$ was $5\,\theta$ and is now $9\,\theta$. The map is the product of a column and a
+# Everybody hears of the change, and everybody hears the same: $y$ was $5\,\theta$ and is now $9\,\theta$. (The other five entries are 0 before and after, because $\theta$ is 0 there.) The map is the product of a column and a
 # row, so it has rank 1. Move the brackets (matrix products are associative):
 #
 # $$\mathrm{vec}(y) = \mathrm{vec}(\theta)\, \big(\mathrm{vec}(\phi)^T\, \mathrm{vec}(g)\big) = s\, \mathrm{vec}(\theta),
@@ -142,7 +142,7 @@ assert list(macs.values()) == [629_407_744, 802_816]
 # Each term of the sum is a function of $a$ times a function of $b$: rank 1 again. Cut off after the order $P$, it has rank $P + 1$ at most.
 #
 # The released code makes two decisions: $\gamma = 10^{-4}$, and the constant $\beta = e^{-2\gamma}$ in place of the first factor (a note in it says that training with the
-# true factor was very difficult). So $f(a, b) = \sum_{p=0}^{P} \alpha_p^2\, a^p b^p$ with $\alpha_p^2 = \beta\, (2\gamma)^p / p!$; the networks use $P = 3$.
+# true factor was very difficult). That is the first factor for $a^2 + b^2 = 2$, two entries of size 1. So $f(a, b) = \sum_{p=0}^{P} \alpha_p^2\, a^p b^p$ with $\alpha_p^2 = \beta\, (2\gamma)^p / p!$; the networks use $P = 3$.
 
 # %%
 from nlutils.kernels import BETA, GAMMA
@@ -169,8 +169,8 @@ assert np.linalg.matrix_rank(map_3) == 4
 #
 # $$\mathrm{vec}(y) = \Theta\, \big(\Phi^T\, \mathrm{vec}(g)\big)$$
 #
-# Now the bracket is a vector of $P + 1$ numbers. Nobody needs $\Theta$ either: a polynomial is evaluated from the inside, $s_0 + a\,(s_1 + \tfrac{a}{2}\,(s_2 + \dots))$, Horner's way. With
-# $a = \sqrt{2\gamma}\, \theta$ and $b = \sqrt{2\gamma}\, \phi$ the tiny factors disappear.
+# Now the bracket is a vector of $P + 1$ numbers. Nobody needs $\Theta$ either: with $a = \sqrt{2\gamma}\,\theta$, $b = \sqrt{2\gamma}\,\phi$ (`horner` calls these scaled entries `a` and `b`) and $s_p = \beta\sum b^p g$ over all entries, $y$ is
+# a polynomial in $a$, evaluated from the inside, Horner's way: $s_0 + a\,(s_1 + \tfrac{a}{2}\,(s_2 + \dots))$.
 
 
 # %%
@@ -245,7 +245,7 @@ plots.show(
 
 # %% [markdown] tags=["explain"]
 # The constant wins by far: at rms 10 it costs 3 %, the missing powers less than a millionth. More than order 3 would be wasted there; at rms 30 order 3 errs by half a percent, but the
-# kernel is off by a quarter anyway. What this block computes is an exponential of a product and no RBF.
+# kernel is off by a quarter anyway. What this block computes is an exponential of a product, not an RBF.
 #
 # Look at the last column too. At rms 1 nearly every $f$ lies within a thousandth of 1: *all entries are alike to this kernel*, and $y$ is nearly $\beta \sum g$, the same for everybody. What distinguishes them
 # starts in the fourth or fifth digit, where bfloat16 has none left. `nlutils` therefore computes these sums in float32.
@@ -349,7 +349,7 @@ assert plain == 2_099_200
 
 # %% [markdown] tags=["predict"]
 # The dot kernel's attention is one number a group, $s_k$, through which $\phi$ and $g$ reach the output. We set the gain to 1 and multiply $\phi$'s weights by
-# 1, 10, 100, 1000: so all $s_k$ grow by these factors. The cell prints the size of what the block adds to $x$, for each group of clip 0. By what factor does it grow in the end?
+# 1, 10, 100, 1000: so all $s_k$ grow by these factors. The cell prints the size of what the block adds to $x$, for each group of clip 0. How large is it in the end?
 
 
 # %%
@@ -366,11 +366,12 @@ for factor in (1, 10, 100, 1000):
     rows[factor] = added(block, x).numpy()
     block.phi.weight.data /= factor
     print(f"phi x {factor:4}: added {rows[factor]}")
+assert torch.allclose(block(x)[:1], block(x[:1]), rtol=1e-12)  # batch mates do not matter
 assert rows[1000].max() < 1
 assert rows[1].min() < 0.1 < 0.9 < rows[1000].min()
 
 # %% [markdown] tags=["explain"]
-# It stops at 1. Let $v$ be $W_z \theta$ in one group, with mean $\bar v$ and variance $\sigma^2$. Then $W_z y = s\, v$, and the normalisation divides by the standard deviation of just that:
+# It stops at 1. $\theta, \phi, g$, $W_z$ and the norm are cut into the *same* groups, so what is normalised together shares one $s$. Let $v$ be $W_z \theta$ in one group, with mean $\bar v$ and variance $\sigma^2$. Then $W_z y = s\, v$, and the normalisation divides by the standard deviation of just that:
 #
 # $$\frac{s v - s \bar v}{\sqrt{s^2 \sigma^2 + \varepsilon}} = h(s)\; \frac{v - \bar v}{\sigma},
 # \qquad h(s) = \frac{s}{\sqrt{s^2 + \varepsilon / \sigma^2}}$$
@@ -404,22 +405,26 @@ plots.show(
 )
 
 # %% [markdown]
-# $h$ is a soft sign. A small $s$ scales the group, a large one only says plus or minus, and beyond the bend the gradient for $\phi$ and $g$ falls as $1/s^3$. Our block is small. Where on the curve does one of the released size begin?
+# $h$ is a soft sign. A small $s$ scales the group, a large one only says plus or minus, and beyond the bend the gradient for $\phi$ and $g$ falls as $1/s^3$: $h'(s)=\frac{\varepsilon}{\sigma^2}(s^2+\frac{\varepsilon}{\sigma^2})^{-3/2}$. Our block is small. Where on the curve does one of the released size begin?
 
 # %%
 torch.manual_seed(1)
 released = CompactGeneralizedNonLocalBlock(1024)
 features = torch.randn(1, 1024, 1, 28, 28).relu()
-with torch.no_grad():
-    phi, g = (layer(features).reshape(8, -1) for layer in (released.phi, released.g))
-    s = (phi * g).sum(dim=1)
-    sigma = released.w_z(released.theta(features)).reshape(8, -1).std(dim=1, correction=0)
-    signs = s / (s**2 + released.norm.eps / sigma**2).sqrt()
-print("groups with |h| above 0.98:", int((signs.abs() > 0.98).sum()), "of 8")
+plateau = []
+for part in (1, 1 / 3, 1 / 10):
+    with torch.no_grad():
+        theta, phi, g = (layer(part * features) for layer in (released.theta, released.phi, released.g))
+        s = (phi * g).reshape(8, -1).sum(dim=1)
+        sigma = released.w_z(theta).reshape(8, -1).std(dim=1, correction=0)
+    h_start = (s / (s**2 + released.norm.eps / sigma**2).sqrt()).abs()
+    rms = (part * features).square().mean().sqrt().item()
+    plateau.append(int((h_start > 0.98).sum()))
+    print(f"features of rms {rms:.2f}: |h| is above 0.98 in {plateau[-1]} of 8 groups")
+assert plateau == [8, 6, 0]
 
 # %% [markdown]
-# On the plateau, before the first training step: eight signs are all that $\phi$ and $g$ say there. (With batch normalisation and no groups $s$ would survive, because it differs from clip to clip.) The RBF kernel keeps more: the norm takes out the common
-# scale of $s_0, \dots, s_P$, and leaves how they compare.
+# With these features, random and of rms 0.7, all eight groups begin on the plateau: $\phi$ and $g$ say eight signs. $s\,\sigma$ goes with the cube of their size: a third of it leaves six groups there, a tenth none. The RBF kernel keeps more on the plateau: the norm takes out the common scale of $s_0, \dots, s_P$, and leaves how they compare.
 #
 # ## 7 · The same in Keras
 #
@@ -436,12 +441,13 @@ by_group = (-1, N, G, d // G)
 s = ops.sum(ops.reshape(phi, by_group) * ops.reshape(g, by_group), axis=(1, 3), keepdims=True)
 y = ops.reshape(s * ops.reshape(theta, by_group), (-1, T, H, W, d))
 update = layers.Conv3D(C, 1, groups=G, use_bias=False, dtype="float64", name="w_z")(y)
-update = layers.GroupNormalization(G, epsilon=1e-5, dtype="float64", name="norm")(update)
-model = keras.Model(inputs, inputs + update)
+norm = layers.GroupNormalization(G, epsilon=1e-5, gamma_initializer="zeros", dtype="float64", name="norm")
+model = keras.Model(inputs, inputs + norm(update))
 
 for name in ("theta", "phi", "g", "w_z"):
     weight = getattr(block, name).weight.detach().numpy()
     model.get_layer(name).set_weights([np.moveaxis(weight, (0, 1), (-1, -2))])
+norm.set_weights([each.detach().numpy() for each in (block.norm.weight, block.norm.bias)])
 assert model.get_layer("w_z").kernel.shape == (1, 1, 1, d // G, C)
 z = block(x).detach().numpy()
 x_last = np.moveaxis(x.numpy(), 1, -1)
@@ -449,21 +455,30 @@ close = 1e-10 if keras.backend.backend() == "tensorflow" else 1e-4  # the others
 difference(np.moveaxis(ops.convert_to_numpy(model(x_last)), -1, 1), z, "Keras, by hand", below=close)
 
 # %% [markdown]
-# Both classes are in `nlutils`, for sequences, images and clips, with checked arguments. All four agree:
+# `nlutils` has the block for both frameworks. With either kernel, both agree with ours. For the RBF, $\theta$ and $\phi$ first grow from an rms of 0.07 to 20, or a missing power would pass unnoticed.
 
 # %%
-for kernel in ("dot", "rbf"):
+for kernel, growth in (("dot", 1), ("rbf", 300)):
+    block.kernel = kernel
+    block.theta.weight.data *= growth
+    block.phi.weight.data *= growth
+    z = block(x).detach()
     ours = nlutils.torch.CompactGeneralizedNonLocalBlock(C, groups=G, kernel=kernel).double()
     ours.load_state_dict(block.state_dict())
     twin = nlutils.keras.CompactGeneralizedNonLocalBlock(groups=G, kernel=kernel, dtype="float64")
     twin.build(x_last.shape)
     torch_to_keras(ours, twin)
-    block.kernel = kernel
-    z = block(x).detach()
     difference(ours(x).detach(), z, f"nlutils.torch, {kernel}", below=1e-10)
     difference(
         np.moveaxis(ops.convert_to_numpy(twin(x_last)), -1, 1), z, f"nlutils.keras, {kernel}", below=close
     )
+
+block.order = 1
+difference(block(x).detach(), z, "rbf, order 1 and order 3")
+assert (block(x) - z).abs().max() > 0.1
+block.order = 3
+block.theta.weight.data /= growth
+block.phi.weight.data /= growth
 
 # %% [markdown]
 # ## 8 · Six ways to see everything
@@ -475,7 +490,7 @@ for kernel in ("dot", "rbf"):
 #
 # $$\theta_i \cdot \phi_j = (\theta_i - \bar\theta) \cdot (\phi_j - \bar\phi) + \bar\theta \cdot \phi_j + (\text{terms without } j)$$
 #
-# A softmax over $j$ ignores terms without $j$. What is left is a *pairwise* term, and a *unary* one that is the same for all $i$. In the exponent a sum is a product of weights: where one is near 0, the other is not heard. DNL adds two
+# A softmax over $j$ ignores terms without $j$. What is left is a *pairwise* term, and a *unary* one that is the same for all $i$. The exponential of a sum is a product, so non-local *multiplies* the two weights: where one is near 0, the other does not count. DNL adds two
 # softmaxes instead, with its own logits $m$ for the unary one.
 
 # %%
@@ -535,10 +550,7 @@ y = global_context(m, g)
 assert (y == y[0]).all()  # the same answer for every query
 y = double_attention(u, v, g)
 assert y.shape == (N, C)
-v_twin = v.copy()
-v_twin[7] = v[2]  # two positions that ask alike ...
-y = double_attention(u, v_twin, g)
-assert np.allclose(y[7], y[2])  # ... get the same, wherever they are
+assert np.linalg.matrix_rank(y) <= K < np.linalg.matrix_rank(non_local(theta, phi, g))
 print("global context: 1 answer; double attention: mixtures of", K, "answers")
 
 # %% [markdown] tags=["predict"]
@@ -569,7 +581,7 @@ assert seen == [H + W - 1, N]
 # %% [markdown] tags=["explain"]
 # $H + W - 1$, then all: whatever stands in another row and column is passed on by one of the two corners between. (Our second pass reuses the map. The real one makes new $\theta$ and $\phi$ from the first pass' output.)
 #
-# The Jacobian $\partial y / \partial g$ answers more. It is a matrix of $NC = 48$ rows and columns: which entry hears of which, and how much. Its *rank* is the number of separate things the operation can carry.
+# The Jacobian $\partial y / \partial g$ answers more. It is a matrix of $NC = 48$ rows and columns: which entry hears of which, and how much. Its *rank* is the number of separate things that these maps can carry.
 
 # %%
 operations = {
@@ -583,7 +595,7 @@ operations = {
         *map(torch.tensor, (theta[None], phi[None], g[None])), groups=2
     )[0].numpy(),
 }
-print(f"{'':18}  rank  seen  own answer for each  mixes channels  cannot fetch")
+print(f"{'':18}  rank  seen  own answer for each  mixes channels  misses at least")
 found = {}
 for name, operation in operations.items():
     J = jacobian(operation)
@@ -592,13 +604,17 @@ for name, operation in operations.items():
     own = not np.allclose(J, J[:1])
     mixes = bool(np.abs(J * (1 - np.eye(C)[None, :, None, :])).max() > 0)
     found[name] = (rank, seen, own, mixes)
-    print(f"{name:18}  {rank:4}  {seen:4}  {own!s:>19}  {mixes!s:>14}  {1 - rank / (N * C):12.0%}")
+    print(f"{name:18}  {rank:4}  {seen:4}  {own!s:>19}  {mixes!s:>14}  {1 - rank / (N * C):15.0%}")
 assert [rank for rank, *_ in found.values()] == [48, 48, 48, 48, K * C, C, 2]
 assert [name for name, (*_, mixes) in found.items() if mixes] == ["CGNL, 2 groups"]
 
 # %% [markdown]
-# The last column is a theorem, not a measurement. Suppose everybody wants to *fetch* the vector of the place diagonally opposite. That is a permutation of the positions, a matrix with 48 singular values, all 1. By Eckart and Young, a matrix of rank $r$ misses
-# at least $48 - r$ of them, whatever weights training finds: on average over $g$, that share of the energy. Rank 48 does not *prove* that fetching is possible; four lines do.
+# The last column is a theorem. Suppose everybody wants to *fetch* the vector of the place diagonally opposite: a permutation, a matrix with 48 singular values, all 1. Keep the maps fixed and let $g$ vary: a matrix of rank $r$ misses, on
+# average over $g$, at least a share $1 - r/48$ of the energy (Eckart and Young: the best approximation of rank $r$ keeps the $r$ largest singular values).
+#
+# A block also makes its maps from the clip, so for a single clip it can do better; the next cell prints the least that two summaries miss of our $g$. But position $i$ makes its $\theta_i$ or $v_i$ before it knows what stands opposite.
+#
+# Criss-cross, once, shows that the rank is only a bound: it is full, and yet 8 of the 12 places do not see their opposite. Non-local, DNL and two passes of criss-cross can fetch:
 
 # %%
 opposite = N - 1 - np.arange(N)
@@ -614,11 +630,16 @@ same_column = (H - 1 - row) * W + column  # then along the column
 halfway = criss_cross(40 * places[same_row], shows, g)
 fetched = criss_cross(40 * places[same_column], shows, halfway)
 difference(fetched, g[opposite], "criss-cross, twice  ", below=1e-12)
-once = jacobian(lambda g: criss_cross(asks, shows, g))
-assert (once[0, :, N - 1] == 0).all()  # one pass cannot: the place is not on the cross
+blind = (~cross[np.arange(N), opposite]).sum()
+print("places whose opposite is off the cross, so that one pass cannot fetch it:", blind)
+assert blind == 8
+
+energy = np.linalg.svd(g[opposite], compute_uv=False) ** 2
+print(f"{K} summaries, made for this one g, miss at least {energy[K:].sum() / energy.sum():.0%}")
+assert energy[K:].sum() / energy.sum() < 1 - K / N
 
 # %% [markdown]
-# What the table costs, without convolutions, for $N = 28 \times 28$ and $C = 512$:
+# What the table costs, given $\theta, \phi, g$ and the logits, for $N = 28 \times 28$ and $C = 512$:
 
 # %%
 H, W, C, K = 28, 28, 512, 128
@@ -626,15 +647,15 @@ N = H * W
 cost = {
     "generalized, plain": 2 * (N * C) ** 2,
     "non-local": 2 * N**2 * C,
-    "disentangled": 2 * N**2 * C + 2 * N * C,
+    "disentangled": 2 * N**2 * C + N * C,
     "double attention": 2 * N * K * C,
     "criss-cross, twice": 2 * 2 * N * (H + W - 1) * C,
-    "global context": 2 * N * C,
+    "global context": N * C,
     "CGNL, dot": 2 * N * C,
 }
 for name, macs in cost.items():
     print(f"{name:18} {macs:15,} multiply-adds, {macs / cost['non-local']:8.4f} times non-local")
-assert cost["global context"] == cost["CGNL, dot"] == 802_816
+assert cost["CGNL, dot"] == 2 * cost["global context"] == 802_816
 
 # %% [markdown]
 # | | $y$ | cost | what it can, and what it cannot |
@@ -646,7 +667,7 @@ assert cost["global context"] == cost["CGNL, dot"] == 802_816
 # | GCNet | $\mathrm{softmax}(m)^T g$ for all | $N C$ | one summary; the same answer for every query |
 # | CGNL, dot | $s\, \theta$ in each group | $N C$ | channels meet; $y_i$ is never more than a multiple of $\theta_i$ |
 #
-# Cheap and expressive are not the same axis as accurate. In the authors' own table for ResNet-50 on ImageNet (README of the released code), one CGNL block with 8 numbers of attention takes top-1 from 76.15 to 77.69 %, and the RBF kernel to 77.32 %.
+# Neither the cost nor the rank says how accurate a network will be. In the authors' own table for ResNet-50 on ImageNet (README of the released code), one CGNL block with 8 numbers of attention takes top-1 from 76.15 to 77.69 %, and the RBF kernel to 77.32 %.
 #
 # ## Exercises
 
@@ -654,7 +675,7 @@ assert cost["global context"] == cost["CGNL, dot"] == 802_816
 # ### Exercise 1 · All that $\phi$ and $g$ say (easy, 10 minutes)
 #
 # Write `said(phi, g, groups)`: the numbers $s_{b,k}$ of the dot kernel, of shape (B, groups), for $\phi$ and $g$ of shape (B, N, C). **Expect**: for
-# the given clip −1 and 12.
+# the first of the two given clips −1 and 12, for the second 7 and −1.
 #
 # <details><summary>Hint 1: a nudge</summary>Which channels are neighbours in one group: 0 and 1, or 0 and 2?</details>
 # <details><summary>Hint 2: the formula</summary>(B, N, C) becomes (B, N, groups, C / groups); then sum over axes 1 and 3.</details>
@@ -672,21 +693,24 @@ def said(phi, g, groups):
 
 
 # %% tags=["check"]
-phi_1 = np.array([[[1.0, 2, 0, 1], [-1, 1, 3, 2]]])
-g_1 = np.array([[[2.0, -1, 5, 1], [3, 2, 1, 4]]])
+phi_1 = np.array([[[1.0, 2, 0, 1], [-1, 1, 3, 2]], [[1, 0, 2, 1], [0, 1, 1, -1]]])
+g_1 = np.array([[[2.0, -1, 5, 1], [3, 2, 1, 4]], [[3, 2, 1, 0], [1, 4, -1, 2]]])
 check(
     "Exercise 1",
     lambda: said(phi_1, g_1, 2),
-    np.array([[-1.0, 12.0]]),
+    np.array([[-1.0, 12.0], [7.0, -1.0]]),
     mistakes={
         "channels c and c + groups are put into one group; a group is a run of neighbours": np.array(
-            [[2.0, 9.0]]
+            [[2.0, 9.0], [4.0, 2.0]]
         ),
         "this is the sum over positions only; the channels of a group are added too": np.array(
-            [[-1.0, 0, 3, 9]]
+            [[-1.0, 0, 3, 9], [3, 4, 1, -2]]
         ),
-        "the axes are right and one too many was kept; the shape is (B, groups)": np.array([-1.0, 12.0]),
-        "this is a mean; the kernel has no divisor": np.array([[-0.25, 3.0]]),
+        "the batch axis is lost; the shape is (B, groups)": np.array([6.0, 11.0]),
+        "keepdims kept the summed axes; the shape is (B, groups)": np.array(
+            [[[[-1.0], [12.0]]], [[[7.0], [-1.0]]]]
+        ),
+        "this is a mean; the kernel has no divisor": np.array([[-0.25, 3.0], [1.75, -0.25]]),
     },
 )
 
@@ -779,8 +803,8 @@ check(
 #
 # - Generalized non-local compares entries instead of positions: $(NC)^2$ pairs. A kernel that is a sum of $P + 1$ products is computed in $NC(P+1)$, exactly, by moving brackets.
 # - The dot kernel leaves one number for each group, and every $y_i$ a multiple of $\theta_i$. The group normalisation turns that number into a soft sign.
-# - At $\gamma = 10^{-4}$ order 3 is exact for all practical purposes up to features of rms 10; the constant $\beta$ is the larger error by far.
-# - The rank of $\partial y / \partial g$ bounds what an operation can carry, for any weights: $NC$ for non-local, $KC$ for double attention, $C$ for global context, $G$ for CGNL.
+# - At $\gamma = 10^{-4}$ order 3 errs by less than a millionth up to features of rms 10; the constant $\beta$ is the larger error by far.
+# - The rank of $\partial y / \partial g$ bounds what an operation can carry, for any fixed maps: $NC$ for non-local, $KC$ for double attention, $C$ for global context, $G$ for CGNL.
 #
 # ## Further reading
 #
@@ -790,3 +814,4 @@ check(
 # - Z. Huang, X. Wang, L. Huang, C. Huang, Y. Wei, W. Liu: *CCNet: Criss-Cross Attention for Semantic Segmentation*. ICCV 2019.
 # - M. Yin, Z. Yao, Y. Cao, X. Li, Z. Zhang, S. Lin, H. Hu: *Disentangled Non-Local Neural Networks*. ECCV 2020.
 # - Y. Wu, K. He: *Group Normalization*. ECCV 2018.
+# - C. Eckart, G. Young: *The Approximation of One Matrix by Another of Lower Rank*. Psychometrika 1936.

@@ -29,7 +29,7 @@ def rectified_sum(a: Tensor, b: Tensor, g: Tensor) -> Tensor:
 
     Computed in float32 at least, returned in the dtype of g. In memory, y is laid out as (B, c, N).
     """
-    operands = (at_least_float32(operand) for operand in (a, b, g))
+    operands = (at_least_float32(a).contiguous(), at_least_float32(b).contiguous(), at_least_float32(g))
     return _rectified_sum(*operands)[0].to(g.dtype)
 
 
@@ -118,7 +118,7 @@ def _rank(a, b, count):
     digits when b is centred: a_i + b_j = (a_i + mean) + (b_j - mean). Both are divided by `count` here.
     """
     ranked, order = torch.sort(b, dim=1, descending=True)
-    active = torch.searchsorted(-ranked, a.contiguous())  # -b_j < a_i
+    active = torch.searchsorted(-ranked, a)  # -b_j < a_i
     mean = b.sum(1, keepdim=True) / max(b.shape[1], 1)  # of no number: 0
     return active, order, (ranked - mean) / count, (a + mean) / count
 

@@ -32,9 +32,10 @@ def non_local(
     scale: multiplies theta_i . phi_j in "gaussian" and "embedded_gaussian"
 
     Returns y, (B, N, c), in the dtype of g and on its device. What each instantiation computes,
-    `nlutils.reference.non_local` states. Exact, forward and backward, in memory that grows with N + M:
-    no map above 32 MiB is ever built. Beyond that size the softmax forms, and "concatenation" at any size,
-    can be differentiated once, not twice.
+    `nlutils.reference.non_local` states. Exact, forward and backward, in memory that grows with N + M: the
+    softmax forms build no map above 32 MiB, "concatenation" builds none, and "dot_product" only where that is
+    less work than its (d, c) matrix. Softmax forms above 32 MiB, and "concatenation", can be differentiated
+    once, not twice.
     Raises ValueError, naming the argument, for what does not fit.
     """
     check_operation(instantiation, w_f, scale)
