@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import peers  # noqa: E402
 from nlutils import __version__  # noqa: E402
-from nlutils.conformance import Record, check, write_record  # noqa: E402
+from nlutils.conformance import Record, check, code_digest, write_record  # noqa: E402
 from nlutils.instantiations import INSTANTIATIONS  # noqa: E402
 
 SIZES = {1: (24,), 2: (6, 8), 3: (4, 4, 6)}
@@ -180,7 +180,7 @@ def record(peer: Peer) -> Record:
 
 
 def provenance(peer: Peer) -> dict:
-    """Date, our commit and whether the package differed from it, versions."""
+    """Date, our commit and whether the package differed from it, the suite's digest, versions."""
     versions = {"python": platform.python_version(), "numpy": np.__version__}
     for name in peer.versions:
         try:
@@ -192,6 +192,7 @@ def provenance(peer: Peer) -> dict:
         "date": datetime.now(UTC).date().isoformat(),
         "commit": _git("rev-parse", "HEAD"),
         "changed": changed,
+        "code": code_digest(),
         "versions": versions,
     }
 

@@ -1,5 +1,6 @@
 """The PyTorch and the Keras block on the same weights: same output, same gradient; weights there and back."""
 
+import json
 import os
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -136,7 +137,7 @@ def test_a_missing_array_and_a_foreign_object():
         from_arrays(torch_block, arrays)
     with pytest.raises(ValueError, match="the Keras block has no weights yet; call it once"):
         torch_to_keras(torch_block, nlutils.keras.NonLocalBlock(6))
-    with pytest.raises(TypeError, match="block is a list; it must be a NonLocalBlock"):
+    with pytest.raises(TypeError, match="block is a list; it must be a NonLocalBlock or a CompactGeneral"):
         to_arrays([1])
 
 
@@ -213,3 +214,60 @@ def test_a_foreign_or_broken_file_is_named(tmp_path, content):
         load_block(nlutils.torch.NonLocalBlock(6), path)
     with pytest.raises(FileNotFoundError):
         saved_options(tmp_path / "none.npz")
+
+
+HEADER = {"version": 1, "block": "NonLocalBlock", "options": {"in_channels": 6}}
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"a": 1}, r"is not a file of save_block: its entry 'nlutils' must hold version, block and options"),
+        ([1], "is not a file of save_block: its entry"),
+        ("text", "is not a file of save_block: its entry"),
+        ({**HEADER, "version": 2}, "has version 2 of the format, this nlutils reads 1"),
+        ({**HEADER, "block": ["Dense"]}, r"holds a \['Dense'\]; known are NonLocalBlock, CompactGeneralized"),
+        (HEADER, "has the options in_channels; a NonLocalBlock has in_channels, inner_channels, ndim"),
+        ({**HEADER, "options": [1]}, "has the options 1; a NonLocalBlock has in_channels"),
+        ({**HEADER, "options": 3}, "has the options 3; a NonLocalBlock has in_channels"),
+    ],
+)
+def test_a_header_that_is_none_of_ours_is_named(tmp_path, header, message):
+    path = tmp_path / "block.npz"
+    np.savez(path, nlutils=np.array(json.dumps(header)))
+    for read in (saved_options, lambda path: load_block(nlutils.torch.NonLocalBlock(6), path)):
+        with pytest.raises(ValueError, match=r"block\.npz " + message):
+            read(path)
+
+
+def test_an_option_that_is_unknown_here_is_named(tmp_path):
+    path = tmp_path / "block.npz"
+    block = nlutils.torch.NonLocalBlock(6)
+    save_block(block, path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    header = json.loads(str(arrays.pop("nlutils")))
+    header["options"]["heads"] = 4
+    np.savez(path, nlutils=np.array(json.dumps(header)), **arrays)
+    with pytest.raises(ValueError, match=r"has the options .*heads; a NonLocalBlock has in_channels"):
+        load_block(block, path)
+
+
+def test_bfloat16_is_written_as_float32_and_read_back_exactly(tmp_path):
+    path = tmp_path / "block.npz"
+    torch_block = pair((None, 2, 3, 3, 6), 6, 4)[0].bfloat16()
+    keras_block = nlutils.keras.NonLocalBlock(6, 4, dtype="bfloat16")
+    keras_block.build((None, 2, 3, 3, 6))
+    torch_to_keras(torch_block, keras_block)
+    expected = to_arrays(torch_block)
+    for block, empty in (
+        (torch_block, nlutils.torch.NonLocalBlock(6, 4).bfloat16()),
+        (keras_block, nlutils.torch.NonLocalBlock(6, 4).bfloat16()),
+    ):
+        save_block(block, path)
+        load_block(empty, path)
+        found = to_arrays(empty)
+        for name, array in expected.items():
+            assert found[name].dtype == np.float32
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+    assert np.abs(expected["theta.weight"]).max() > 0.5

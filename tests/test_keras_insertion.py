@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from nlutils.course import import_keras
 
 keras = import_keras("tensorflow")

@@ -6,6 +6,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import json
+import re
 
 import keras
 import numpy as np
@@ -239,6 +240,36 @@ def test_the_variance_of_caffe2_is_no_inverse_and_its_optimiser_is_passed_over()
     from_published(block, {**published, **momenta, "lr": np.zeros(1)}, "caffe2", "nonlocal_conv4_5_")
 
 
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_a_frozen_scale_and_shift_of_caffe2_is_read(framework):
+    source = torch_block(8, 4, frames_per_group=4).eval()
+    published = to_published(source, "caffe2", "nonlocal_conv3_1_")
+    for name in ("rm", "riv"):
+        del published[f"nonlocal_conv3_1_bn_{name}"]
+    options = {"frames_per_group": 4}
+    target = keras_block(8, 4, **options) if framework == "keras" else torch_block(8, 4, seed=2, **options)
+    from_published(target, published, "caffe2", "nonlocal_conv3_1_")
+
+    x = np.random.default_rng(0).normal(size=(1, 4, 3, 3, 8)).astype(np.float32)
+    maps = torch.from_numpy(x).movedim(-1, 1)
+    update = []
+    with torch.no_grad():
+        hook = source.w_z.register_forward_hook(lambda *words: update.append(words[2]))
+        source(maps)
+        hook.remove()
+        wanted = maps + update[0] * source.norm.weight.view(-1, 1, 1, 1) + source.norm.bias.view(-1, 1, 1, 1)
+        if framework == "keras":
+            found = torch.from_numpy(keras.ops.convert_to_numpy(target(x)).copy()).movedim(-1, 1)
+        else:
+            found = target.eval()(maps)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-6)
+
+    # One of the two absent is a broken file.
+    published["nonlocal_conv3_1_bn_rm"] = np.zeros(8, np.float32)
+    with pytest.raises(ValueError, match=r": nonlocal_conv3_1_bn_riv is missing$"):
+        from_published(target, published, "caffe2", "nonlocal_conv3_1_")
+
+
 @pytest.mark.parametrize(
     ("layout", "options", "message"),
     [
@@ -302,6 +333,69 @@ def test_missing_left_over_and_misshapen_are_all_listed_and_nothing_is_written()
     same(to_arrays(target), before)
     with pytest.raises(ValueError, match=r"conv_theta\.weight is missing.*s3\.x is not a weight"):
         from_published(target, {"s3.x": np.zeros(1)}, "slowfast")
+
+
+CONVOLUTIONS = [f"conv{number}.{name}" for number in (1, 2, 3) for name in ("conv.weight", "bn.weight")]
+UNIT = [f"backbone.layer2.1.{name}" for name in (*CONVOLUTIONS, "downsample.conv.weight")]
+# Published networks around a block: (options, prefix, names that stand beside it).
+NETWORKS = {
+    "caffe2": (
+        {"scale": True},
+        "nonlocal_conv3_1_",
+        ["nonlocal_conv3_3_theta_w", "res3_1_branch2a_w", "res3_1_branch2a_bn_rm", "pred_w"],
+    ),
+    "slowfast": (
+        {"scale": True},
+        "s3.pathway0_nonlocal1.",
+        ["s3.pathway0_nonlocal11.conv_theta.weight", "s3.pathway0_res1.branch2.a.weight"],
+    ),
+    "mmaction2": (
+        {},
+        "backbone.layer2.1.",
+        [*UNIT, "backbone.layer2.11.non_local_block.g.conv.weight", "cls_head.fc_cls.weight"],
+    ),
+    "timm": ({"ndim": 2}, "layer3.5.se.", ["layer3.5.conv1.weight", "layer3.50.se.t.weight", "fc.bias"]),
+    "cgnl": (
+        {"ndim": 2, "groups": 2, "compact": True},
+        "layer3.5.",
+        ["layer3.50.t.weight", "layer3.4.conv1.weight", "layer3.6.bn1.num_batches_tracked", "fc.weight"],
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", NETWORKS)
+def test_a_block_is_read_out_of_a_whole_network(layout):
+    options, prefix, neighbours = NETWORKS[layout]
+    source, target = torch_block(8, 4, **options), torch_block(8, 4, seed=2, **options)
+    if layout == "mmaction2":
+        source.w_z.bias.data.zero_()
+    block = to_published(source, layout, prefix)
+    network = {**{name: np.full(5, 3.0) for name in neighbours}, **block}
+    from_published(target, network, layout, prefix)
+    same(to_arrays(target), to_arrays(source))
+    # What is under the block's own names, and no weight of it, is told.
+    strange = next(iter(block)) + "_x"
+    with pytest.raises(ValueError, match=f"layout '{layout}': {re.escape(strange)} is not a weight of"):
+        from_published(target, {**network, strange: np.zeros(1)}, layout, prefix)
+
+
+def test_bfloat16_goes_out_as_float32_and_comes_back_exactly():
+    source = torch_block(8, 4, scale=True).bfloat16()
+    published = to_published(source, "slowfast", "nl.")
+    assert published["nl.conv_g.weight"].dtype == np.float32
+    state = {f"nl.{name}": tensor for name, tensor in slowfast_state(source).items()}
+    for arrays in (published, state):
+        target = torch_block(8, 4, seed=2, scale=True).bfloat16()
+        from_published(target, arrays, "slowfast", "nl.")
+        assert target.w_z.weight.dtype == torch.bfloat16
+        same(to_arrays(target), to_arrays(source))
+
+
+def slowfast_state(block):
+    """A state_dict as SlowFast would have it, of PyTorch tensors."""
+    names = {"theta": "conv_theta", "phi": "conv_phi", "g": "conv_g", "w_z": "conv_out", "norm": "bn"}
+    split = ((key.partition("."), tensor) for key, tensor in block.state_dict().items())
+    return {f"{names[layer]}.{kind}": tensor for (layer, _, kind), tensor in split}
 
 
 def test_names_that_tell_of_another_pooling_say_so():

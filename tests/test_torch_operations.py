@@ -512,7 +512,8 @@ def test_half_precision_of_large_features(instantiation, one_tensor, dtype):
     for channels, scale in itertools.product((1024, 64), (1.0, gentle)):
         if scale != 1 and instantiation not in SOFTMAX_FORMS:
             continue
-        g, grad_y = 10 * normal(1, 128, channels, seed=4).to(dtype), normal(1, 128, channels, seed=5).to(dtype)
+        g = 10 * normal(1, 128, channels, seed=4).to(dtype)
+        grad_y = normal(1, 128, channels, seed=5).to(dtype)
         leaves = [theta.to(dtype)] if one_tensor else [theta.to(dtype), phi.to(dtype)]
         leaves = [leaf.requires_grad_() for leaf in (*leaves, g)]
         wide = [leaf.detach().double().requires_grad_() for leaf in leaves]

@@ -7,7 +7,7 @@ Wang, Girshick, Gupta, He: Non-local Neural Networks, CVPR 2018, https://arxiv.o
 """
 
 from nlutils.conformance.check import check
-from nlutils.conformance.recorded import Record, read_recorded, write_record
+from nlutils.conformance.recorded import Record, code_digest, read_recorded, write_record
 from nlutils.conformance.report import Report, Result
 
-__all__ = ["Record", "Report", "Result", "check", "read_recorded", "write_record"]
+__all__ = ["Record", "Report", "Result", "check", "code_digest", "read_recorded", "write_record"]

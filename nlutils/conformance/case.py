@@ -37,11 +37,16 @@ class Case:
         return self._found
 
     @property
-    def formula(self):
-        """The formula when it is known and has no fault, else None."""
+    def computed(self):
+        """The formula that gives the block's output, with its faults; None when it is not known."""
         found = self._found
-        known = isinstance(found, Finding) and found.fits and not found.formula.faults
-        return found.formula if known else None
+        return found.formula if isinstance(found, Finding) and found.fits else None
+
+    @property
+    def formula(self):
+        """The same where it has no fault, else None."""
+        computed = self.computed
+        return None if computed is None or computed.faults else computed
 
     def awake(self, seed=0):
         """An input, after weights that matter have been written into the block."""

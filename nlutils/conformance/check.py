@@ -15,10 +15,12 @@ __all__ = ["check"]
 def check(block, example_input, weights=None) -> Report:
     """Run a non-local block of any origin through named checks.
 
-    block          a torch.nn.Module, channels first, or a Keras layer, channels last; 1D, 2D or 3D
+    block          a torch.nn.Module, channels first, or a Keras layer, channels last; 1D, 2D or 3D. A fresh
+                   one: that a block starts as the identity cannot be told once it has been trained, and
+                   without a norm whose running mean has moved training does not show
     example_input  a batch of maps that the block takes, (B, C, *size) or (B, *size, C). Its axes count and
-                   not its values: the checks draw their own numbers, on at most 8 x 4 x 6 positions of
-                   it (half precision: on all of it, up to 1,568)
+                   not its values: the checks draw their own numbers, on all of its frames and at most
+                   4 x 6 places, 6 x 8 in 2D, 24 in 1D (half precision: on all of it, up to 1,568 positions)
     weights        where the parts of the block are: {"theta": …, "phi": …, "g": …, "w_z": …, "norm": …,
                    "w_f": …}, each a dotted path ("conv_out.conv"), a layer or a parameter. What a block lacks
                    is left out: theta and phi for a Gaussian, the norm, w_f but for concatenation. A missing
@@ -34,21 +36,16 @@ def check(block, example_input, weights=None) -> Report:
     kind, guard = _kind(block)
     with guard:
         subject = kind(block, example_input)
-        size = (
-            (2, *subject.size, subject.channels)
-            if subject.channels_last
-            else (2, subject.channels, *subject.size)
-        )
         try:
             if subject.broken:
                 results = [Result("runs", "wrong", subject.broken)]
                 results += [
                     Result(name, "not run", "the block does not run") for name in CHECKS if name != "runs"
                 ]
-                return Report(_name(block), subject.framework, size, "nothing", {}, tuple(results))
+                return _report(block, subject, "nothing", {}, results)
             case = Case(subject, subject.locate(weights))
-            results = tuple(_run(name, function, case) for name, function in CHECKS.items())
-            return Report(_name(block), subject.framework, size, computes(case), options(case), results)
+            results = [_run(name, function, case) for name, function in CHECKS.items()]
+            return _report(block, subject, computes(case), options(case), results)
         finally:
             subject.release()
 
@@ -82,5 +79,7 @@ def _kind(block):
     raise TypeError(f"block is a {type(block).__name__}; it must be a torch.nn.Module or a Keras layer")
 
 
-def _name(block):
-    return f"{type(block).__module__}.{type(block).__qualname__}"
+def _report(block, subject, computes, options, results):
+    maps = (*subject.size, subject.channels) if subject.channels_last else (subject.channels, *subject.size)
+    name = f"{type(block).__module__}.{type(block).__qualname__}"
+    return Report(name, subject.framework, (2, *maps), computes, options, tuple(results))

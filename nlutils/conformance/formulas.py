@@ -66,8 +66,6 @@ def _always(formula, oracle):
     return True
 
 
-_SCRAMBLED = "reshaped without a transpose: channels and positions are scrambled"
-
 FAULTS = {
     "softmax over i": Fault(
         "softmax axis", "softmax over i, the queries, instead of over j, the keys", _softmax
@@ -111,11 +109,14 @@ FAULTS = {
         lambda formula, oracle: _pooled(formula, oracle) and oracle.ndim == 3 and oracle.size[0] > 1,
     ),
     "averages pooled": Fault("pooling", "averages are pooled, not maxima", _pooled),
-    "theta scrambled": Fault("channel order", f"theta {_SCRAMBLED}", _always),
-    "phi scrambled": Fault("channel order", f"phi {_SCRAMBLED}", _always),
-    "g scrambled": Fault("channel order", f"g {_SCRAMBLED}", _always),
-    "theta, phi and g scrambled": Fault("channel order", f"theta, phi and g {_SCRAMBLED}", _always),
-    "y scrambled": Fault("channel order", f"y {_SCRAMBLED}", _always),
+    **{
+        f"{what} scrambled": Fault(
+            "channel order",
+            f"{what} reshaped without a transpose: channels and positions are scrambled",
+            _always,
+        )
+        for what in ("theta", "phi", "g", "theta, phi and g", "y")
+    },
     "positions of y reversed": Fault(
         "channel order",
         "y is put back with the axes of positions in the reverse order",

@@ -7,7 +7,7 @@ import numpy as np
 
 from nlutils.conformance.formulas import FAULTS, Formula, Oracle, literal
 from nlutils.conformance.subject import Disagreement, NotRunnable, Subject
-from nlutils.instantiations import INSTANTIATIONS, SOFTMAX_FORMS
+from nlutils.instantiations import SOFTMAX_FORMS
 
 __all__ = ["Finding", "draw", "identify", "waking"]
 
@@ -17,7 +17,7 @@ class Finding:
     """What `identify` found.
 
     formula   the formula that gives the block's output; the nearest one when `fits` is false
-    others    further formulas that this map cannot tell from it
+    others    further formulas, with a known fault too, that this map cannot tell from it
     error     largest difference between the block and the formula, as a share of the largest |x|
     oracle    evaluates formulas on the same input and weights
     widths    in_channels and inner_channels
@@ -154,16 +154,16 @@ def identify(subject: Subject) -> Finding:
             break
     nearest = min(errors, key=errors.get)
     best = fitting[0] if fitting else nearest
+    others = fitting[1:]
     if fitting and not best.faults:
+        others += [formula for formula in _faulty(best, oracle) if error(formula) <= subject.tolerance]
         # The same in the paper's own words: sums over i and j, one pair at a time.
         words = literal(best, x, weights, oracle.norm)
         if np.abs(words - z).max() > subject.tolerance * np.abs(x).max():
             raise Disagreement(f"the oracle and nlutils.reference disagree about {best}")
     untold = tuple(key for key in subject.parameters() if key not in subject.told())
     inner = oracle.width if "theta" in subject.keys else oracle.value_width
-    return Finding(
-        best, bool(fitting), tuple(fitting[1:]), errors[best], oracle, (oracle.channels, inner), untold
-    )
+    return Finding(best, bool(fitting), tuple(others), errors[best], oracle, (oracle.channels, inner), untold)
 
 
 def _rounds(oracle):
@@ -172,21 +172,19 @@ def _rounds(oracle):
     yield plain
     if oracle.ndim == 3:
         yield [f for formula in plain for f in _attending(formula, oracle.size)]
-    single = [
-        formula.with_faults(name)
-        for formula in plain
-        for name, fault in FAULTS.items()
-        if fault.applies(formula, oracle)
-    ]
-    yield single
+    yield [faulty for formula in plain for faulty in _faulty(formula, oracle)]
     yield [
-        formula.with_faults(one, two)
+        formula.with_faults(*one.faults, *two.faults)
         for formula in plain
-        for one, two in combinations(
-            [name for name, fault in FAULTS.items() if fault.applies(formula, oracle)], 2
-        )
-        if FAULTS[one].check != FAULTS[two].check and "update not added" not in (one, two)
+        for one, two in combinations(_faulty(formula, oracle), 2)
+        if FAULTS[one.faults[0]].check != FAULTS[two.faults[0]].check
+        and "update not added" not in one.faults + two.faults
     ]
+
+
+def _faulty(formula, oracle):
+    """The formula with each known fault that it can have."""
+    return [formula.with_faults(name) for name, fault in FAULTS.items() if fault.applies(formula, oracle)]
 
 
 def _plain(oracle):
@@ -196,7 +194,6 @@ def _plain(oracle):
         possible = ["embedded_gaussian", "dot_product"]
     else:
         possible = ["gaussian"]
-    assert set(possible) <= set(INSTANTIATIONS)
     spatial = oracle.size[-2:]
     pooling = (None, "before", "after") if max(spatial) > 1 else (None,)
     return [

@@ -4,18 +4,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from nlutils.conformance.subject import NotRunnable, Subject, one_line
+from nlutils.conformance.subject import ROLES, NotRunnable, Subject, one_line
+from nlutils.exchange.frameworks import _TORCH_NAME, _to_keras_layout, _to_torch_layout
 
 __all__ = ["KerasSubject"]
-
-_TORCH_NAME = {
-    "kernel": "weight",
-    "bias": "bias",
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
 
 
 class KerasSubject(Subject):
@@ -124,13 +116,12 @@ class KerasSubject(Subject):
 
     def get(self, key):
         array = np.asarray(ops.convert_to_numpy(self._variables()[key].value), dtype=np.float64)
-        return array.copy() if array.ndim < 2 else np.moveaxis(array, (-1, -2), (0, 1)).copy()
+        return _to_torch_layout(array).copy()
 
     def set(self, arrays):
         variables = self._variables()
         for key, array in arrays.items():
-            array = np.asarray(array)
-            variables[key].assign(array if array.ndim < 2 else np.moveaxis(array, (0, 1), (-1, -2)))
+            variables[key].assign(_to_keras_layout(np.asarray(array)))
 
     def forward(self, x, training=False):
         return self._out(self._call(self._tensor(x, self.dtype), training))
@@ -158,7 +149,7 @@ class KerasSubject(Subject):
         for key, slope in zip(keys, slopes, strict=True):
             if slope is not None:
                 slope = np.asarray(ops.convert_to_numpy(ops.convert_to_tensor(slope)), dtype=np.float64)
-                slope = slope if slope.ndim < 2 else np.moveaxis(slope, (-1, -2), (0, 1))
+                slope = _to_torch_layout(slope)
             arrays[key] = slope
         return np.moveaxis(dx, -1, 1), arrays
 
@@ -194,13 +185,12 @@ class KerasSubject(Subject):
         by_variable = {id(variable): slope for variable, slope in zip(every, slopes, strict=True)}
         return dx, [by_variable[id(variable)] for variable in variables]
 
-    def half(self, x, arrays=None):
+    def half(self, x):
         layer = self._clone("float16")
         if layer is None:
             raise NotRunnable("the layer cannot be made anew in float16, or has no kernels for it here")
         double, self.layer = self.layer, layer
         try:
-            self.set(arrays or {})
             return self._out(self._call(self._tensor(x, "float16"), False))
         except Exception as error:
             if "Could not find device" in str(error) or "not implemented for" in str(error):
@@ -266,8 +256,7 @@ class KerasSubject(Subject):
         )
 
     def own_places(self):
-        roles = ("theta", "phi", "g", "w_z", "norm", "w_f")
-        return {role: role for role in roles if getattr(self.layer, role, None) is not None}
+        return {role: role for role in ROLES if getattr(self.layer, role, None) is not None}
 
 
 def _takes_training(layer):

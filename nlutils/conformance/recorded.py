@@ -1,5 +1,6 @@
 """Recorded conformance reports: data/results/conformance/<name>.json."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from nlutils.conformance.report import Report
 from nlutils.paths import atomic_path, results_root
 
-__all__ = ["Record", "read_recorded", "write_record"]
+__all__ = ["Record", "code_digest", "read_recorded", "write_record"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Record:
     name        of the file, such as "mmcv-NonLocal2d-dot_product"
     library     "mmcv-lite"; `version` of it; `module`: the class; `arguments`: what it was made with
     maps        the shape of the example input
-    provenance  date, our commit, versions of Python and the framework
+    provenance  date, our commit, `code_digest` of the suite, versions of Python and the framework
     """
 
     name: str
@@ -28,6 +29,14 @@ class Record:
     maps: tuple
     report: Report
     provenance: dict
+
+
+def code_digest() -> str:
+    """SHA-256 over the source of this suite: a record with another one was made by other checks."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def write_record(record: Record, root=None) -> Path:

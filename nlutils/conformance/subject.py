@@ -2,16 +2,16 @@
 
 import difflib
 from abc import ABC, abstractmethod
+from itertools import product
+from math import prod
 
 import numpy as np
 
-__all__ = ["Disagreement", "NotRunnable", "Subject", "one_line"]
+__all__ = ["ROLES", "Disagreement", "NotRunnable", "Subject", "one_line"]
 
 ROLES = ("theta", "phi", "g", "w_z", "norm", "w_f")
-# The map that a block is checked on, at most: small, because the definition is computed pair by pair.
-LARGEST = {1: (24,), 2: (6, 8), 3: (8, 4, 6)}
-# The same for blocks of 512 channels and more, whose convolutions take long.
-LARGEST_WIDE = {1: (12,), 2: (3, 4), 3: (4, 2, 3)}
+# Blocks of so many channels are checked on smaller maps: their convolutions take long.
+WIDE = 512
 # The largest relative difference that counts as rounding.
 TOLERANCE = {"float64": 1e-9, "float32": 2e-4}
 
@@ -56,10 +56,20 @@ class Subject(ABC):
             shape = (shape[0], shape[-1], *shape[1:-1])
         self.channels, full = shape[1], shape[2:]
         self.ndim, self.full_size = len(full), full
-        largest = (LARGEST if self.channels < 512 else LARGEST_WIDE)[self.ndim]
-        self.size = tuple(min(pair) for pair in zip(full, largest, strict=True))
-        if self.ndim == 3 and full[0] % self.size[0]:
-            self.size = (full[0], *self.size[1:])  # groups of frames must still divide them
+        self.size = tuple(min(pair) for pair in zip(full, self._largest(), strict=True))
+
+    def _largest(self):
+        """The map to check on, at most: small, because the definition is computed pair by pair.
+
+        All frames stay, for `frames_per_group` must divide them; two windows of sub-sampling fit in.
+        """
+        wide = self.channels >= WIDE
+        if self.ndim == 1:
+            return (12,) if wide else (24,)
+        if self.ndim == 2:
+            return (4, 6) if wide else (6, 8)
+        frames = self.full_size[0]
+        return (frames, 2 if frames > 16 else 4, 4 if wide or frames > 8 else 6)
 
     @property
     def tolerance(self) -> float:
@@ -89,7 +99,22 @@ class Subject(ABC):
                 self.places[role], self.keys[role] = place, keys
         if "norm" in self.keys and not self.keys["norm"]:  # an Identity
             del self.keys["norm"], self.places["norm"]
+        self._tell_counts_from_widths()
         return True
+
+    def _tell_counts_from_widths(self):
+        """Take the largest map on which no number of positions is a width, so that 1/d is not 1/M too."""
+        told = [self.keys[role] for role in ("theta", "g") if "weight" in self.keys.get(role, {})]
+        widths = {self.channels, *(len(self.get(keys["weight"])) for keys in told)}
+        frames = self.size[:-2]  # () in 1D and 2D
+        sides = (range(min(2, side), side + 1) for side in self.size[len(frames) :])
+        places = sorted(product(*sides), key=prod)
+        for place in reversed(places):
+            whole, pooled = prod(place), prod(max(side // 2, 1) for side in place)
+            parts = [n for n in range(1, frames[0] + 1) if frames[0] % n == 0] if frames else [1]
+            if not widths & {n * keys for n in parts for keys in (whole, pooled)}:
+                self.size = (*frames, *place)
+                return
 
     def no_such_place(self, role, path, known):
         near = difflib.get_close_matches(path, known, n=3, cutoff=0.3) or known[:8]
@@ -128,5 +153,5 @@ class Subject(ABC):
         """The gradient of sum(z * direction) for x and each parameter; None where it is not reached."""
 
     @abstractmethod
-    def half(self, x, arrays=None) -> np.ndarray:
-        """z in float16, with the weights as given except `arrays`; raises NotRunnable."""
+    def half(self, x) -> np.ndarray:
+        """z in float16, with the weights as given; raises NotRunnable."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nlutils.conformance.subject import NotRunnable, Subject, one_line
+from nlutils.conformance.subject import ROLES, NotRunnable, Subject, one_line
 
 __all__ = ["TorchSubject"]
 
@@ -107,9 +107,8 @@ class TorchSubject(Subject):
         dx = np.zeros_like(x) if dx is None else dx.numpy().astype(np.float64)
         return dx, dict(zip(named, arrays, strict=True))
 
-    def half(self, x, arrays=None):
+    def half(self, x):
         self.reset()
-        self.set(arrays or {})
         try:
             self.module.half()
             with torch.no_grad(), self._mode(False):
@@ -198,4 +197,4 @@ class TorchSubject(Subject):
 
     def own_places(self):
         parts = dict(self.module.named_children()) | dict(self.module.named_parameters(recurse=False))
-        return {role: role for role in ("theta", "phi", "g", "w_z", "norm", "w_f") if role in parts}
+        return {role: role for role in ROLES if role in parts}

@@ -41,8 +41,8 @@ _VERSION = 1
 def save_block(block, path) -> None:
     """Write the weights and options of a PyTorch or a built Keras block to `path`, a NumPy .npz file.
 
-    The arrays are those of `to_arrays`, in the precision that the block has; the entry "nlutils" holds the
-    class and its options as JSON. The file appears whole or not at all.
+    The arrays are those of `to_arrays`, in the precision that the block has (bfloat16 as float32); the entry
+    "nlutils" holds the class and its options as JSON. The file appears whole or not at all.
 
     Raises ValueError when the name does not end in .npz, TypeError for what is no block of nlutils.
     """
@@ -99,10 +99,21 @@ def _read(path):
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(str(file[_HEADER]))
             arrays = {name: file[name] for name in file.files if name != _HEADER}
+        if not isinstance(header, dict) or not {"version", "block", "options"} <= header.keys():
+            raise ValueError(f"its entry {_HEADER!r} must hold version, block and options")
     except (BadZipFile, KeyError, TypeError, ValueError, EOFError) as error:
         raise ValueError(f"{path} is not a file of save_block: {error}") from error
     if header["version"] != _VERSION:
         raise ValueError(
             f"{path} has version {header['version']} of the format, this nlutils reads {_VERSION}"
+        )
+    known = _OPTIONS.get(str(header["block"]))
+    if known is None:
+        raise ValueError(f"{path} holds a {header['block']}; known are {', '.join(_OPTIONS)}")
+    if not isinstance(header["options"], dict) or set(header["options"]) != set(known):
+        found = header["options"]
+        found = ", ".join(map(str, found)) if isinstance(found, dict | list) else found
+        raise ValueError(
+            f"{path} has the options {found}; a {header['block']} has {', '.join(known)} in this nlutils"
         )
     return header, arrays

@@ -1,4 +1,6 @@
-"""Weights of a `NonLocalBlock` between PyTorch and Keras, through NumPy arrays.
+"""Weights of a block between PyTorch and Keras, through NumPy arrays.
+
+A block is a `NonLocalBlock` or a `CompactGeneralizedNonLocalBlock` of nlutils.torch or nlutils.keras.
 
 The arrays have the names and layouts that the PyTorch block has in its state_dict: "theta.weight" of shape
 (d, C, 1, 1, 1), "norm.running_mean", "w_f". Neither framework is imported here: a block brings its own.
@@ -21,7 +23,7 @@ _TORCH_NAME = {
 
 
 def torch_to_keras(torch_block, keras_block) -> None:
-    """Copy the weights of `nlutils.torch.NonLocalBlock` into a built `nlutils.keras.NonLocalBlock`.
+    """Copy the weights of a block of `nlutils.torch` into the built block of `nlutils.keras`.
 
     Raises ValueError that lists every weight that one of them lacks or that has another shape; then nothing
     was copied. Options without weights (instantiation, sub-sampling, attention) are not looked at.
@@ -30,7 +32,7 @@ def torch_to_keras(torch_block, keras_block) -> None:
 
 
 def keras_to_torch(keras_block, torch_block) -> None:
-    """Copy the weights of a built `nlutils.keras.NonLocalBlock` into `nlutils.torch.NonLocalBlock`.
+    """Copy the weights of a built block of `nlutils.keras` into the block of `nlutils.torch`.
 
     Errors as in `torch_to_keras`. PyTorch's count of seen batches has no counterpart in Keras and stays.
     """
@@ -38,15 +40,22 @@ def keras_to_torch(keras_block, torch_block) -> None:
 
 
 def to_arrays(block) -> dict[str, np.ndarray]:
-    """The weights of a PyTorch or Keras block as new NumPy arrays, with PyTorch's names and layouts."""
+    """The weights of a PyTorch or Keras block as new NumPy arrays, with PyTorch's names and layouts.
+
+    In the block's precision, except bfloat16, which NumPy does not have: it goes out as float32, exactly.
+    """
     if _is_torch(block):
-        return {name: tensor.detach().cpu().numpy().copy() for name, tensor in _torch_tensors(block).items()}
-    return {name: _to_torch_layout(_numpy(variable)) for name, variable in _keras_variables(block).items()}
+        return {name: as_array(tensor).copy() for name, tensor in _torch_tensors(block).items()}
+    return {
+        name: _to_torch_layout(as_array(variable.value).copy())
+        for name, variable in _keras_variables(block).items()
+    }
 
 
 def from_arrays(block, arrays: dict[str, np.ndarray]) -> None:
     """Write `arrays`, named and laid out as by `to_arrays`, into a PyTorch or a built Keras block.
 
+    Numbers are rounded to the block's precision where it is lower.
     Raises ValueError that lists every missing name, unknown name and wrong shape; then nothing was written.
     """
     if _is_torch(block):
@@ -54,13 +63,22 @@ def from_arrays(block, arrays: dict[str, np.ndarray]) -> None:
         _check(arrays, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, "the PyTorch block")
         for name, tensor in tensors.items():
             values = tensor.detach()  # shares memory with the parameter
-            values.copy_(values.new_tensor(np.asarray(arrays[name])))
+            values.copy_(values.new_tensor(as_array(arrays[name])))
         return
     variables = _keras_variables(block)
     shapes = {name: _torch_shape(tuple(variable.shape)) for name, variable in variables.items()}
     _check(arrays, shapes, "the Keras block")
     for name, variable in variables.items():
-        variable.assign(_to_keras_layout(np.asarray(arrays[name])))
+        variable.assign(_to_keras_layout(as_array(arrays[name])))
+
+
+def as_array(value) -> np.ndarray:
+    """A tensor of any framework, or an array, as a NumPy array; bfloat16 becomes float32."""
+    if hasattr(value, "detach"):  # PyTorch's, which does not give out bfloat16
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    array = np.asarray(value)
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def _is_torch(block):
@@ -71,7 +89,8 @@ def _is_torch(block):
     if hasattr(block, "state_dict"):
         return True
     raise TypeError(
-        f"block is a {type(block).__name__}; it must be a NonLocalBlock of nlutils.torch or nlutils.keras"
+        f"block is a {type(block).__name__}; it must be a NonLocalBlock or a "
+        "CompactGeneralizedNonLocalBlock of nlutils.torch or nlutils.keras"
     )
 
 
@@ -95,11 +114,6 @@ def _keras_variables(block):
     if getattr(block, "w_f", None) is not None:
         variables["w_f"] = block.w_f
     return variables
-
-
-def _numpy(variable):
-    value = variable.value
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value).copy()
 
 
 def _to_torch_layout(array):

@@ -10,6 +10,9 @@
 | timm         | huggingface/pytorch-image-models    | the block's name in the network  |
 | cgnl         | KaiyuYue/cgnl-network.pytorch       | "layer3.5."                      |
 
+mmaction2's prefix is that of the residual unit: its block is the unit's child "non_local_block". Caffe2's
+nets for long clips have a frozen scale and shift as norm, without statistics: see `from_published`.
+
 A file of weights does not say how its numbers are used: whether phi and g are pooled before or after, whether
 the logits are scaled. The options of the block say it. A block with options that the published code does not
 have is refused, so that no weights pass from one function to another and then predict badly.
@@ -20,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nlutils.arguments import one_of
-from nlutils.exchange.frameworks import from_arrays, to_arrays
+from nlutils.exchange.frameworks import as_array, from_arrays, to_arrays
 
 __all__ = ["LAYOUTS", "fold_bias", "from_published", "scale_theta", "to_published"]
 
@@ -41,6 +44,8 @@ class _Layout:
     without_bias: tuple[str, ...] = ()  # W_z has its bias after all where no norm follows
     suffixes: dict[str, str] = field(default_factory=lambda: _PYTORCH)
     no_weights: tuple[str, ...] = (_COUNT,)  # endings of keys that are passed over
+    start: str = ""  # what stands between the prefix and every name
+    frozen: bool = False  # the norm's statistics may be absent: mean 0, and sqrt(variance + epsilon) = 1
 
 
 # "form" is the instantiation with `scale` as our block means it, the width of theta to the power -1/2.
@@ -53,15 +58,16 @@ _CONVS = {"theta": "conv_theta", "phi": "conv_phi", "g": "conv_g", "w_z": "conv_
 _LETTERS = {"theta": "t", "phi": "p", "g": "g", "w_z": "z"}
 
 
-def _mmcv(start, ndim):
+def _mmcv(ndim, start=""):
     layers = {"theta": "theta.conv", "phi": "phi.conv", "g": "g.conv", "w_z": "conv_out.conv"}
     layers |= {"norm": "conv_out.bn", "w_f": "concat_project.conv"}
     forms = (("gaussian", False), _SOFTMAX, _SCALED_SOFTMAX, _DOT, ("concatenation", False))
     return _Layout(
-        {layer: start + name for layer, name in layers.items()},
+        layers,
         {"ndim": ndim, "form": forms, "subsample": (None, "after"), **_EVERYWHERE},
-        pooled={"phi": f"{start}phi.0.conv", "g": f"{start}g.0.conv"},
+        pooled={"phi": "phi.0.conv", "g": "g.0.conv"},
         without_bias=("w_z",),
+        start=start,
     )
 
 
@@ -71,6 +77,7 @@ _NON_LOCAL = {
         {"form": (_SOFTMAX, _SCALED_SOFTMAX, _DOT), **_POOLED_BEFORE},
         suffixes=_CAFFE2,
         no_weights=("_momentum",),  # the optimiser's, beside each blob
+        frozen=True,
     ),
     "slowfast": _Layout(
         {**_CONVS, "norm": "bn"}, {"form": (_SCALED_SOFTMAX, _DOT), **_POOLED_BEFORE, "norm": (True,)}
@@ -78,8 +85,8 @@ _NON_LOCAL = {
     "pytorchvideo": _Layout(
         {**_CONVS, "norm": "norm"}, {"form": (_SCALED_SOFTMAX, _DOT), **_POOLED_BEFORE, **_EVERYWHERE}
     ),
-    "mmcv": _mmcv("", (1, 2, 3)),
-    "mmaction2": _mmcv("non_local_block.", (3,)),
+    "mmcv": _mmcv((1, 2, 3)),
+    "mmaction2": _mmcv((3,), "non_local_block."),
     # timm scales by in_channels to the power -1/2, another number than ours: see scale_theta.
     "timm": _Layout({**_LETTERS, "norm": "norm"}, {"form": (_SOFTMAX,), **_IMAGES}),
     "cgnl": _Layout(
@@ -99,7 +106,8 @@ def to_published(block, layout: str, prefix: str = "") -> dict[str, np.ndarray]:
     layout  one of `LAYOUTS`; a compact generalized block has "cgnl" only
     prefix  put before every name, dots and underscores included: "s3.pathway0_nonlocal1."
 
-    PyTorch's count of seen batches is written where the block has one; `load_state_dict` does without it.
+    Weights in bfloat16 become float32. PyTorch's count of seen batches is written where the block has one;
+    `load_state_dict` does without it.
     Raises ValueError that names what the format cannot hold: an option of the block that the published code
     does not have, or a bias that is not zero where the format has none (for that of W_z see `fold_bias`).
     """
@@ -112,6 +120,7 @@ def to_published(block, layout: str, prefix: str = "") -> dict[str, np.ndarray]:
         if lost == ["w_z.bias"]:
             cure = "nlutils.exchange.fold_bias(block) moves it into the norm's running mean"
         raise ValueError(f"layout={layout!r} has no place for {', '.join(lost)}, which is not zero; {cure}")
+    prefix += chosen.start
     written = {prefix + theirs: _their_shape(ours, arrays[ours]) for ours, theirs in names.items()}
     count = getattr(getattr(block, "norm", None), _COUNT, None)
     if count is not None and _COUNT in chosen.no_weights:
@@ -126,14 +135,21 @@ def from_published(block, arrays: dict, layout: str, prefix: str = "") -> None:
     arrays  by name, NumPy arrays or PyTorch tensors; keys that do not begin with `prefix` are left alone
     layout, prefix: as in `to_published`
 
-    A bias that the format does not have becomes zero. Raises ValueError for options that the published code
-    does not have, and one that lists every missing key, every key under `prefix` that is no weight of the
-    block, and every wrong shape; then nothing was written.
+    A bias that the format does not have becomes zero. Where a Caffe2 file has neither "bn_rm" nor "bn_riv",
+    its norm is a frozen scale and shift: the running mean becomes 0 and the variance 1 - epsilon, and the
+    block computes the same in evaluation mode; keep its norm there when you train.
+
+    Raises ValueError for options that the published code does not have, and one that lists every missing key,
+    every key under `prefix` (in mmaction2, under its "non_local_block.") that is no weight of the block, and
+    every wrong shape; then nothing was written.
     """
     ours = to_arrays(block)
     chosen = _layout(block, layout, ours)
     names = _names(block, chosen, ours)
+    prefix += chosen.start
     found = {key[len(prefix) :]: value for key, value in arrays.items() if key.startswith(prefix)}
+    assumed = _frozen_statistics(block, chosen, names, ours, found)
+    names = {name: theirs for name, theirs in names.items() if name not in assumed}
     shapes = {theirs: _their_shape(name, ours[name]).shape for name, theirs in names.items()}
     faults = [f"{prefix}{key} is missing" for key in shapes if key not in found]
     left = [key for key in found if key not in shapes and not key.endswith(chosen.no_weights)]
@@ -149,7 +165,8 @@ def from_published(block, arrays: dict, layout: str, prefix: str = "") -> None:
             + _hint(left, chosen, block)
         )
     read = {name: np.zeros_like(array) for name, array in ours.items()}
-    read |= {name: _numpy(found[theirs]).reshape(ours[name].shape) for name, theirs in names.items()}
+    read |= assumed
+    read |= {name: as_array(found[theirs]).reshape(ours[name].shape) for name, theirs in names.items()}
     from_arrays(block, read)
     count = f"{chosen.layers['norm']}.{_COUNT}"
     if count in found and hasattr(block.norm, _COUNT):
@@ -253,8 +270,13 @@ def _their_shape(name, array):
     return array.reshape(1, -1, 1, 1) if name == "w_f" else array
 
 
-def _numpy(value):
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+def _frozen_statistics(block, chosen, names, ours, found):
+    """The running statistics under which a norm is a scale and a shift, where the file leaves both out."""
+    statistics = [name for name in names if name in ("norm.running_mean", "norm.running_var")]
+    if not (chosen.frozen and statistics) or any(names[name] in found for name in statistics):
+        return {}
+    epsilon = block.norm.eps if hasattr(block.norm, "eps") else block.norm.epsilon
+    return {name: np.full_like(ours[name], 1 - epsilon if name.endswith("var") else 0) for name in statistics}
 
 
 def _hint(left, chosen, block):

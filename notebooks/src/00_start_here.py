@@ -60,7 +60,8 @@ print(describe_source())
 # | 11 video clips | what is a clip, as an array? |
 # | 18 comparison | which video network wins on the same clips, and by how much? |
 #
-# The formula stands in 04, and who is in a hurry begins there. If you know PyTorch only, leave out 06 and 07. If you know Keras only, leave out 05 and 07; 01, 09 and 18 need PyTorch.
+# The formula is in 04; if you are in a hurry, begin there. If you know PyTorch only, leave out 06 and 07, and skip the Keras section of 08 and 10.
+# If you know Keras only, leave out 05 and 07. 01, 08, 09, 10 and 18 are written in PyTorch. 07, 08 and 10 need both frameworks installed.
 #
 # Three things come back in every notebook:
 #

@@ -37,8 +37,8 @@ np.set_printoptions(precision=3, suppress=True)
 # ## 1 · Nine pixels
 #
 # A picture of 3 x 3 pixels, dark at the top left, bright at the bottom right. Each pixel gets a label: 0, object, or 1, ground. A
-# classifier that looks at single pixels has an opinion about each, and is wrong twice. Its opinions are *unary* energies $\psi_i(l)$:
-# low for a label that it finds likely.
+# classifier that looks at single pixels has an opinion about each, and is wrong twice. Its opinions are *unary* energies: $\psi_i(l)$ is
+# $-\log$ of the probability that it gives to $l$.
 
 # %%
 grey = np.array([[0.1, 0.2, 0.8], [0.1, 0.15, 0.9], [0.2, 0.8, 0.85]])
@@ -138,7 +138,7 @@ assert np.array_equal(labellings[P.argmax()], true.ravel())
 assert np.array_equal((exact > 0.5).astype(int), true.ravel())
 
 # %% [markdown]
-# Both wrong pixels are outvoted. But 40 x 60 pixels with three labels, as below, have $3^{2400}$ labellings. Something else is needed.
+# Both wrong pixels are outvoted. But 40 x 60 pixels with three labels, as below, have $3^{2400}$ labellings.
 #
 # ## 3 · Mean field, derived
 #
@@ -174,7 +174,10 @@ assert KL > 0
 
 # %%
 def free_energy(Q, psi, K):
-    """Potts cost; K is symmetric with a zero diagonal, so half of all ordered pairs are the pairs i < j."""
+    """Potts cost; K is symmetric, so half of all ordered pairs are the pairs i < j.
+
+    With a diagonal, each pixel also pays k_ii / 2 times 1 - sum_l Q_i(l)^2: section 6's F with a bar.
+    """
     agree = Q @ Q.T  # probability that i and j have one label
     return np.sum(xlogy(Q, Q)) + np.sum(Q * psi) + 0.5 * np.sum(K * (1 - agree))
 
@@ -182,7 +185,7 @@ def free_energy(Q, psi, K):
 difference(free_energy(Q, psi, K), F_enumerated, "F from 9 pixels, and from 512 labellings", below=1e-12)
 
 # %% [markdown]
-# **Step 2: the slope.** $Q_i(l)$ stands in three places; in the pairs, once with each $j \neq i$:
+# **Step 2: the slope.** $Q_i(l)$ stands in three places; in the pairs, once with each $j \neq i$ ($\mu$ is symmetric):
 #
 # $$\frac{\partial F}{\partial Q_i(l)} = \log Q_i(l) + 1 + \psi_i(l) + \sum_{j \neq i} k_{ij} \sum_{l'} \mu(l, l')\, Q_j(l')$$
 
@@ -300,7 +303,7 @@ assert all((q > 0.55) == (largest > 2) for largest, q in found.values())
 # %% [markdown]
 # ## 5 · The message is a non-local operation
 #
-# The sum of the update, for all labels at once, is a vector:
+# The sum of the update, for all labels at once, is a vector, the *message* that pixel $i$ receives:
 #
 # $$y_i = \frac{1}{C} \sum_{j \neq i} f(x_i, x_j)\, g_j, \qquad f = k_{ij}, \quad g_j = Q_j, \quad C = 1$$
 #
@@ -364,28 +367,29 @@ def parallel(Q, psi, K):
     return softmax(-psi + K @ Q)
 
 
-def report(name, step, Q, K, times=5):
-    trace = []
+def report(name, step, Q, times=5):
+    trace = [free_energy(Q, psi_2, K_2)]
     for _ in range(times):
-        trace.append(free_energy(Q, psi_2, K - np.diag(np.diag(K))))
         Q = step(Q)
+        trace.append(free_energy(Q, psi_2, K_2))
     print(f"{name:20} F: {np.array(trace)}   Q(0) in the end: {Q[:, 0]}")
     return np.array(trace), Q
 
 
 start, psi_2, K_2 = np.array([[0.9, 0.1], [0.1, 0.9]]), np.zeros((2, 2)), np.array([[0.0, 4.0], [4.0, 0.0]])
-up, Q_up = report("parallel", lambda Q: parallel(Q, psi_2, K_2), start, K_2)
-down, Q_down = report("one after the other", lambda Q: sweep(Q, psi_2, K_2, range(2))[0], start, K_2)
-own, Q_own = report("parallel, with j = i", lambda Q: parallel(Q, psi_2, K_2 + 4 * np.eye(2)), start, K_2)
+up, Q_up = report("parallel", lambda Q: parallel(Q, psi_2, K_2), start)
+down, Q_down = report("one after the other", lambda Q: sweep(Q, psi_2, K_2, range(2))[0], start)
+own, Q_own = report("parallel, with j = i", lambda Q: parallel(Q, psi_2, K_2 + 4 * np.eye(2)), start)
 assert up[1] > up[0]
 assert (Q_up.argmax(axis=1) == [1, 0]).all()
+assert np.allclose(parallel(Q_up, psi_2, K_2), Q_up[::-1], atol=0.01)  # they swap, for ever
 assert (np.diff(down) <= 1e-12).all()
 assert np.allclose(Q_down[0], Q_down[1], atol=0.01)
 
 # %% [markdown] tags=["explain"]
 # In parallel, each takes over the *old* opinion of the other: they swap, for ever, and $F$ goes up. One after the other, pixel 0 gives in and all is well.
 #
-# The last line keeps $j = i$ in the sum, and the swapping stops, at a tie, as the start was symmetric. That it stops is no accident. Let $\bar K$ be the kernel *with* its diagonal, and $\bar F$ the free energy with it. A Gaussian kernel
+# The last line keeps $j = i$ in the sum, and the swapping stops, at a tie, as the start was symmetric. Let $\bar K$ be the kernel *with* its diagonal, and $\bar F$ the free energy with it. A Gaussian kernel
 # is positive semidefinite, so $(Q - R)^\top \bar K (Q - R) \ge 0$ for each label's column, for any $R$. Written out, with $R$ the old $Q$:
 #
 # $$-\tfrac12 Q^\top \bar K Q \;\le\; -Q^\top \bar K R + \tfrac12 R^\top \bar K R$$
@@ -488,8 +492,8 @@ plots.show(
 )
 
 # %% [markdown]
-# Five parallel updates; the settings of `K` were chosen on other draws of the noise (0 to 5). Two controls know nothing of colour, and get, draw by draw, the settings that are best for the *true*
-# labels: unary energies blurred by a Gaussian, and a CRF with $w_1 = 0$. We also count the pixels near a border, at most two pixels from another label, apart.
+# Five parallel updates; the settings of `K` were chosen on other draws of the noise (0 to 5). Two controls know nothing of colour, and get, draw by draw, the best of a list of settings for the *true*
+# labels: unary energies blurred by a Gaussian, and a CRF with $w_1 = 0$. Pixels near a border, at most two from another label, are also counted apart.
 
 # %%
 from scipy.ndimage import gaussian_filter, maximum_filter, minimum_filter
@@ -510,7 +514,7 @@ def blurred(psi, width):
 
 position_kernels = [
     kernel(place, colour, w1=0, w2=w2, alpha=1, beta=1, gamma=gamma)
-    for w2, gamma in ((0.3, 2), (0.1, 3), (0.3, 3), (0.03, 5), (0.1, 5))
+    for w2, gamma in ((0.3, 2), (1, 2), (0.1, 3), (0.3, 3), (0.1, 4), (0.03, 5), (0.1, 5))
 ]
 scores = []
 for draw in range(100, 100 + run.draws):
@@ -649,7 +653,7 @@ assert 3.8 < rows[1] / rows[0] < 4.3
 # ### Exercise 1 · Labels in an order (easy, 10 minutes)
 #
 # Let the labels be depths, 0 near, 1 middle, 2 far, and let a jump by two cost more: $\mu(l, l') = |l - l'|$. The short form for Potts does not hold any more. Write one parallel update with any cost matrix
-# `mu`, from the formula of section 3. (The check uses a `mu` that is not symmetric, to tell rows from columns.)
+# `mu`, from the formula of section 3. (The check uses a `mu` that is not symmetric, to tell rows from columns; such a cost belongs to no energy, but the formula can be computed.)
 #
 # **Expect**: for $\mu = 1 - I$ the result of `parallel`.
 #
@@ -820,7 +824,7 @@ check(
 # %% [markdown]
 # ## What you learned
 #
-# - A dense CRF is an energy over labellings; its marginals can be enumerated for nine pixels only.
+# - A dense CRF is an energy over labellings; its marginals can be enumerated only for a handful of pixels.
 # - Mean field minimises a free energy. One pixel's update is a softmax over labels, and lowers $F$ by a Kullback-Leibler divergence. Its labels were right, its probabilities too sure.
 # - The message is a non-local operation with $C = 1$ and without $j = i$: zero the diagonal, or subtract the own term.
 # - Without $j = i$, parallel updates may swap for ever; with it, a Gaussian kernel makes them descend, on an objective that is not quite $F$.

@@ -349,7 +349,7 @@ assert plain == 2_099_200
 
 # %% [markdown] tags=["predict"]
 # The dot kernel's attention is one number a group, $s_k$, through which $\phi$ and $g$ reach the output. We set the gain to 1 and multiply $\phi$'s weights by
-# 1, 10, 100, 1000: so all $s_k$ grow by these factors. The cell prints the size of what the block adds to $x$, for each group of clip 0. How large is it in the end?
+# 1, 10, 100, 1000: so all $s_k$ grow by these factors. The cell prints the rms of what the block adds to clip 0, group by group. How large is it in the end?
 
 
 # %%
@@ -424,7 +424,8 @@ for part in (1, 1 / 3, 1 / 10):
 assert plateau == [8, 6, 0]
 
 # %% [markdown]
-# With these features, random and of rms 0.7, all eight groups begin on the plateau: $\phi$ and $g$ say eight signs. $s\,\sigma$ goes with the cube of their size: a third of it leaves six groups there, a tenth none. The RBF kernel keeps more on the plateau: the norm takes out the common scale of $s_0, \dots, s_P$, and leaves how they compare.
+# With these features, random and of rms 0.7, all eight groups begin on the plateau: $\phi$ and $g$ say eight signs. $s\,\sigma$ goes with the cube of their size: a third of it leaves six groups there, a tenth none.
+# The RBF kernel keeps more: the norm takes out the common scale of $s_0, \dots, s_P$, and leaves how they compare.
 #
 # ## 7 · The same in Keras
 #
@@ -639,7 +640,7 @@ print(f"{K} summaries, made for this one g, miss at least {energy[K:].sum() / en
 assert energy[K:].sum() / energy.sum() < 1 - K / N
 
 # %% [markdown]
-# What the table costs, given $\theta, \phi, g$ and the logits, for $N = 28 \times 28$ and $C = 512$:
+# What this costs, given $\theta, \phi, g, m, u, v$, for $N = 28 \times 28$ and $C = 512$:
 
 # %%
 H, W, C, K = 28, 28, 512, 128
@@ -675,7 +676,7 @@ assert cost["CGNL, dot"] == 2 * cost["global context"] == 802_816
 # ### Exercise 1 · All that $\phi$ and $g$ say (easy, 10 minutes)
 #
 # Write `said(phi, g, groups)`: the numbers $s_{b,k}$ of the dot kernel, of shape (B, groups), for $\phi$ and $g$ of shape (B, N, C). **Expect**: for
-# the first of the two given clips −1 and 12, for the second 7 and −1.
+# the two given clips −1 and 12, 7 and −1.
 #
 # <details><summary>Hint 1: a nudge</summary>Which channels are neighbours in one group: 0 and 1, or 0 and 2?</details>
 # <details><summary>Hint 2: the formula</summary>(B, N, C) becomes (B, N, groups, C / groups); then sum over axes 1 and 3.</details>
