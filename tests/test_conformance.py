@@ -72,12 +72,12 @@ def test_attention_over_parts_of_the_clip_is_recognised(options):
 @pytest.mark.parametrize("instantiation", INSTANTIATIONS)
 def test_ours_in_keras_passes(instantiation):
     scaled = instantiation in SOFTMAX_FORMS
-    for subsample, one in ((None, True), ("before", False), ("after", True)):
+    for subsample, norm in ((None, True), ("before", False), ("after", True)):
         options = {
             "instantiation": instantiation,
             "subsample": subsample,
-            "norm": one,
-            "scale": scaled and one,
+            "norm": norm,
+            "scale": scaled and norm,
         }
         block = nlutils.keras.NonLocalBlock(C, **options)
         says_what_it_is(check(block, example(3, channels_last=True)), options)

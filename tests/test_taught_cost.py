@@ -45,10 +45,10 @@ def test_concatenation(operands, offset):
 @pytest.mark.parametrize("R", [1, 7, 256])
 def test_rows_in_blocks(operands, R):
     theta, phi, g, q = operands
-    y, L = taught("softmax_rows")(theta, phi, g, R)
+    y, log_sum = taught("softmax_rows")(theta, phi, g, R)
     ours, gradients = nlutils_and_gradients(operands, "embedded_gaussian")
     assert (y - ours).abs().max() < 1e-13
-    backward = taught("softmax_rows_backward")(q, theta, phi, g, y, L, R)
+    backward = taught("softmax_rows_backward")(q, theta, phi, g, y, log_sum, R)
     for mine, right in zip(backward, gradients, strict=True):
         assert (mine - right).abs().max() < 1e-13
 

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nlutils.torch.models.common import INPUT_CHANNELS
 
 __all__ = [
+    "HeldBytes",
     "example_input",
     "forward_milliseconds",
     "measure",

@@ -300,15 +300,14 @@ z = clip + update.transpose(1, 2).unflatten(2, (T, H, W))
 difference(z, block(clip), "x + MultiheadAttention and the block", below=1e-12)
 expected = torch.softmax(theta @ phi.transpose(1, 2), dim=2)
 difference(weights[:, 0], expected, "its map of head 0 and ours          ", below=1e-12)
-difference(
-    weights[:, 1], torch.full_like(expected, 1 / N), "the map of the empty head and 1 / 60", below=1e-12
-)
+equal = torch.full_like(expected, 1 / N)
+difference(weights[:, 1], equal, "the map of the empty head and 1 / 60", below=1e-12)
 
 pooled = NonLocalBlock(C, d, norm=False, subsample="before").double()
 pooled.load_state_dict(block.state_dict())
 keys = rows(max_pool3d(clip, (1, 2, 2)))
 update, _ = layer(r, keys, keys)
-difference(rows(clip) + update, rows(pooled(clip)), "sub-sampled before its matrices     ", below=1e-12)
+difference(r + update, rows(pooled(clip)), "sub-sampled before its matrices     ", below=1e-12)
 
 # %% [markdown]
 # One line of the cell is easy to get wrong: the query, the key and the value are all `r`, the rows of one clip. That is the *self* in self-attention. With `subsample="before"` the block is still one head, but its keys and values come

@@ -36,6 +36,7 @@ from nlutils.course import check, difference
 from nlutils.paths import results_root
 from nlutils.study.cost import HeldBytes
 from nlutils.torch import NonLocalBlock, non_local
+from nlutils.torch import pairwise as pairwise_of_batch
 
 settings = course.settings(
     profile, quick=dict(sizes=[196, 784, 3136]), full=dict(sizes=[196, 784, 3136, 12544])
@@ -79,21 +80,10 @@ assert counter.get_total_flops() == 2 * sum(block_cost(32, 16, 8))  # PyTorch co
 
 # %% [markdown]
 # At 784 positions the convolutions are two fifths of the work. At 100,352, 32 frames of 56 × 56, one map would fill 37.5 GiB, and a network trains with more
-# than one map alive. How many more? Here are the four forms of notebook 04 for one clip, and a counter of the bytes that PyTorch's tensors hold.
+# than one map alive. How many more? `pairwise` makes the maps of notebook 04's four forms; a counter tells how many bytes PyTorch's tensors hold.
 
 
 # %%
-def pairwise(theta, phi, instantiation, w_f=None):
-    """The normalised map, theta (N, d), phi (M, d) -> (N, M)."""
-    if instantiation in ("gaussian", "embedded_gaussian"):
-        return torch.softmax(theta @ phi.T, dim=1)
-    if instantiation == "dot_product":
-        return theta @ phi.T / len(phi)
-    d = theta.shape[1]
-    a, b = theta @ w_f[:d], phi @ w_f[d:]
-    return torch.relu(a[:, None] + b[None, :]) / len(phi)
-
-
 def held(call, *inputs):
     """The most bytes that tensors hold at once while `call` runs, without the inputs."""
     with HeldBytes(inputs) as bytes_of:
@@ -102,17 +92,23 @@ def held(call, *inputs):
     return bytes_of.highest - given
 
 
+def pairwise(theta, phi, form, w_f=None):
+    """The normalised map of one clip, theta (N, d), phi (M, d) -> (N, M)."""
+    return pairwise_of_batch(theta[None], phi[None], form, w_f=w_f)[0]
+
+
 def step(form, N, d=64):
     """One forward and backward pass of `form` on a random clip, ready to run, and its inputs."""
-    theta, phi, g, q = (normal(N, d, seed=seed, scale=0.3).float() for seed in range(4))
-    leaves = [theta] if form == "gaussian" else [theta, phi]
-    leaves += [g] + ([normal(2 * d, seed=4, scale=0.1).float()] if form == "concatenation" else [])
-    leaves = [leaf.requires_grad_() for leaf in leaves]
+    x, phi, g, q = (normal(N, d, seed=seed, scale=0.3).float() for seed in range(4))
+    w_f = normal(2 * d, seed=4, scale=0.1).float() if form == "concatenation" else None
+    phi = x if form == "gaussian" else phi  # the Gaussian form compares x with itself
+    leaves = [x, g] if form == "gaussian" else [x, phi, g]
+    leaves += [w_f] if form == "concatenation" else []
+    for leaf in leaves:
+        leaf.requires_grad_()
 
     def run():
-        first, second = leaves[0], leaves[0] if form == "gaussian" else leaves[1]
-        w_f = leaves[3] if form == "concatenation" else None
-        torch.autograd.grad(pairwise(first, second, form, w_f) @ g, leaves, q)
+        torch.autograd.grad(pairwise(x, phi, form, w_f) @ g, leaves, q)
 
     return run, [*leaves, q]
 
@@ -149,8 +145,8 @@ for form in FORMS:
     print(f"{form:26}", *(f"{t:12.1f}" for t in times))
 
 # %% [markdown] tags=["explain"]
-# Memory grows 16 times, $N^2$, as soon as the maps outweigh everything else. The time does about the same. Two maps are alive at once in the dot product, a product and its quotient by $N$;
-# three where a non-linear function stands between, because its backward pass needs what it put out, beside the gradient that comes and the one that goes. So one softmax block on 25,088
+# Memory grows 16 times, $N^2$, as soon as the maps outweigh everything else. From 784 to 3,136 positions the time grows by about the same factor. Two maps are alive at once in the dot product, a product and its quotient by $N$;
+# three where a non-linear function stands between, because its backward pass holds three maps: the function's output, the gradient that arrives and the gradient that it makes. So one softmax block on 25,088
 # positions trains with three times 2.3 GiB, and its four convolutions are 2 % of the work. The rest of this notebook is about the map.
 
 # %% [markdown]
@@ -181,7 +177,7 @@ for order in (None, "after", "before"):
 assert [f"{value:.1f}" for value in ratio.values()] == ["1.6", "1.3", "1.2"]
 
 # %% [markdown]
-# Only *before* gives the published 1.2. Sub-sampling divides the map by 4 and leaves it growing with $N^2$; and it computes another function. The next two sections compute the *same* function.
+# Only *before* gives the published 1.2. But the map still grows with $N^2$, and the function is another. The next sections compute the *same* function.
 #
 # ## 3 · Dot product: move the brackets
 #
@@ -215,7 +211,7 @@ for name, call in {
     )
 
 # %% [markdown]
-# $N / d = 49$ times fewer, and nothing of size $N^2$. Autograd differentiates the two small products, so the backward pass is as cheap.
+# $N / d = 49$ times fewer, and nothing of size $N^2$. (The map's way holds two maps of $8 N^2$ bytes: these numbers are float64.) Autograd differentiates the two small products, so the backward pass is as cheap.
 #
 # Look at what is left: $y_i = K^T \theta_i$, *one* matrix for all positions. That is a 1×1×1 convolution, only that its weights are computed from the clip. Together with $\theta_i = W_\theta x_i$ and $W_z$ the
 # whole block (without biases and norm) is one:
@@ -242,7 +238,7 @@ with torch.no_grad():
     difference(K, gram, "K from the Gram matrix alone", below=1e-10)
 
 # %% [markdown]
-# The clip enters $A$ only through $x^T x / N$, how channels vary together over all positions. A dot-product block therefore learns how to turn second moments of a clip into a recombination of its channels.
+# The clip enters $A$ only through $x^T x / N$, how channels vary together over all positions.
 #
 # ## 4 · Concatenation: sort once
 #
@@ -272,6 +268,13 @@ for i in range(3):
     )
 assert k.tolist() == [1, 3, 0]
 assert suffix[k][:, 0].tolist() == [11101, 10100, 11111]
+
+T = (rising[:, None] * g[order]).flip(0).cumsum(0).flip(0)
+print("b_j g_j in that order", [int(v) for v in (rising[:, None] * g[order])[:, 0]])
+print("sum from here on     ", [int(v) for v in T[:, 0]])
+terms = torch.relu(a[0] + b) * g[:, 0]
+print(f"y_0 = (0.5 * 11101 + {T[k[0], 0]:.0f}) / 5; the five terms with ReLU:", terms.tolist())
+assert (a[0] * suffix[k[0], 0] + T[k[0], 0]) / 5 == terms.sum() / 5
 
 # %% [markdown]
 # One sort, two tables, one binary search for each $i$. A $b_j$ equal to $-a_i$ contributes 0 on either side, so ties do no harm. A last row of zeros serves an $i$ for whom nobody is active.
@@ -307,7 +310,7 @@ for name, function in {"the map": materialised, "sorted": uncentred}.items():
     print(f"{name:8} {held(lambda function=function: function(a, b, g), a, b, g):12,} bytes")
 
 # %% [markdown]
-# The sums take $2Mc$ additions, the look-up $Nc$ multiply-adds, sorting and searching $(N + M) \log_2 M$ comparisons: $O(N \log N)$ for a fixed width $c$.
+# The two tables take $2Mc$ additions and $Mc$ products, the look-up $Nc$ multiply-adds, sorting and searching $(N + M) \log_2 M$ comparisons: $O(N \log N)$ for a fixed width $c$.
 #
 # ### The digits
 #
@@ -378,7 +381,7 @@ for name, mine, right in zip("abg", rectified_sum_backward(q, a, b, g[:300]), ex
     difference(mine, right, f"dL/d{name}", below=1e-12)
 
 # %% [markdown]
-# Three sorts of $N$ numbers, no map. One thing more falls out of $f = \mathrm{ReLU}(a_i + b_j)$. The block makes $\theta_i = W_\theta x_i + \beta_\theta$, $d$ numbers, and keeps only one of them, $a_i$:
+# One thing more. The block makes $\theta_i = W_\theta x_i + \beta_\theta$, $d$ numbers, and keeps only one of them, $a_i$:
 #
 # $$a_i = w_{f\theta} \cdot (W_\theta x_i + \beta_\theta) = \underbrace{(W_\theta^T w_{f\theta})}_{C \text{ numbers}} \cdot\, x_i + w_{f\theta} \cdot \beta_\theta$$
 
@@ -414,13 +417,15 @@ maps = {
 }
 for name, w in maps.items():
     assert w.shape == (512, 512)
-    print(f"{name:20} rank {rank(w):3} of 512")
+    orders = len({tuple(row.argsort(stable=True).tolist()) for row in w})
+    print(f"{name:20} rank {rank(w):3} of 512, its rows rank the j in {orders:3} orders")
+    assert name != "softmax" or orders == 512
 assert [rank(w) for w in maps.values()] == [8, 304, 512, 512]
 
 # %% [markdown] tags=["explain"]
-# The concatenation's rank is in the hundreds too: not rank saved it, but *order*. All its rows are made of the same two products, cut at a place that one sorted line shows. The softmax has neither. Its rows rank the others in different orders (notebook 04), and its rank is full.
+# The concatenation's rank is in the hundreds too: not rank saved it, but *order*. Sort the columns by $b$ once: every row is 0 up to some place, and $a_i \cdot 1 + 1 \cdot b_j$ after it. (Rows with different numbers of zeros count as different orders above.) The softmax has neither: each of its 512 rows ranks the others in an order of its own, and its rank is full.
 #
-# Could a cleverer choice of vectors $u_i, v_j$ with a fixed number $R$ of entries give $e^{\theta_i \cdot \phi_j} = u_i \cdot v_j$ for all clips? Then every such matrix would have rank $R$ at most. Take $d = 1$, $\theta_i = i \ln 2$, $\phi_j = j$.
+# Could a cleverer choice of vectors $u_i, v_j$ with a fixed number $r$ of entries give $e^{\theta_i \cdot \phi_j} = u_i \cdot v_j$ for all clips? Then every such matrix would have rank $r$ at most. Take $d = 1$, $\theta_i = i \ln 2$, $\phi_j = j$.
 # The matrix has the entries $2^{ij} = (2^i)^j$: a Vandermonde matrix, whose determinant is known:
 #
 # $$\det \big( (2^i)^j \big)_{i,j < N} = \prod_{i < k} (2^k - 2^i) \;\ne\; 0$$
@@ -450,8 +455,8 @@ for N in (2, 4, 8, 12):
     print(f"N = {N:2}: exact determinant {float(expected):.3g}, so the rank is {N}")
 
 # %% [markdown]
-# Every $N$ has a clip whose map has rank $N$, so no finite $R$ serves all clips. (Dividing each row by its sum does not change a rank.) What *can* be done is approximate: while logits are small, singular values fall, and a short Taylor series does; notebook 10 measures that error. So
-# both doors of sections 3 and 4 are closed. Is there a third? Keles and others show: no method is exact and much faster than all $N M$ pairs, unless a widely believed conjecture of complexity theory is false. What need not be paid is the memory.
+# Every $N$ has a clip whose map has rank $N$, so no finite $r$ serves all clips. (Dividing each row by its sum does not change a rank.) What *can* be done is approximate: while logits are small, singular values fall, and a short Taylor series does; notebook 10 measures that error. So
+# both doors of sections 3 and 4 are closed. Is there a third? Keles and others show that, where the width grows with $N$, no method is much faster than all $N M$ pairs unless the Strong Exponential Time Hypothesis is false, a conjecture of complexity theory that many believe. What need not be paid is the memory.
 
 # %%
 fig, ax = plt.subplots(figsize=(7, 3.6))
@@ -472,7 +477,7 @@ plots.show(
 # ### Rows in blocks
 #
 # $y_i$ needs row $i$ of the map and no other. So compute $R$ rows, use them, forget them: $R M$ numbers at a time. Only: autograd would keep every block for the backward pass, and be back at $N M$. So the backward pass computes
-# them *again*, from one number kept for each row, $L_i = \ln \sum_j e^{s_{ij}}$, since $p_{ij} = e^{s_{ij} - L_i}$. Notebook 04 has the softmax's gradient; with $q_i = \partial L / \partial y_i$, so $\partial L / \partial p_{ij} = q_i \cdot g_j$:
+# them *again*, from one number kept for each row, $\ell_i = \ln \sum_j e^{s_{ij}}$, since $p_{ij} = e^{s_{ij} - \ell_i}$. Notebook 04 has the softmax's gradient; with $q_i = \partial L / \partial y_i$, so $\partial L / \partial p_{ij} = q_i \cdot g_j$:
 #
 # $$\frac{\partial L}{\partial s_{ij}} = p_{ij} \Big( q_i \cdot g_j - \sum_k p_{ik}\, q_i \cdot g_k \Big) = p_{ij}\, (q_i \cdot g_j - q_i \cdot y_i)$$
 #
@@ -481,21 +486,21 @@ plots.show(
 
 # %%
 def softmax_rows(theta, phi, g, R=256):
-    """y (N, c) and L (N, 1), R rows of the map at a time."""
-    y, L = g.new_empty(len(theta), g.shape[1]), g.new_empty(len(theta), 1)
+    """y (N, c) and log_sum (N, 1), R rows of the map at a time."""
+    y, log_sum = g.new_empty(len(theta), g.shape[1]), g.new_empty(len(theta), 1)
     for at in range(0, len(theta), R):
         s = theta[at : at + R] @ phi.T
-        L[at : at + R] = torch.logsumexp(s, dim=1, keepdim=True)
-        y[at : at + R] = torch.exp(s - L[at : at + R]) @ g
-    return y, L
+        log_sum[at : at + R] = torch.logsumexp(s, dim=1, keepdim=True)
+        y[at : at + R] = torch.exp(s - log_sum[at : at + R]) @ g
+    return y, log_sum
 
 
-def softmax_rows_backward(q, theta, phi, g, y, L, R=256):
+def softmax_rows_backward(q, theta, phi, g, y, log_sum, R=256):
     """The gradients for theta, phi and g; the rows are computed again."""
     d_theta, d_phi, d_g = (torch.zeros_like(v) for v in (theta, phi, g))
     for at in range(0, len(theta), R):
         i = slice(at, at + R)
-        p = torch.exp(theta[i] @ phi.T - L[i])
+        p = torch.exp(theta[i] @ phi.T - log_sum[i])
         d_s = p * (q[i] @ g.T - (q[i] * y[i]).sum(1, keepdim=True))
         d_theta[i] = d_s @ phi
         d_phi += d_s.T @ theta[i]
@@ -505,11 +510,11 @@ def softmax_rows_backward(q, theta, phi, g, y, L, R=256):
 
 # %%
 theta, phi, g, q = (normal(3136, 64, seed=seed, scale=0.3) for seed in range(4))
-y, L = softmax_rows(theta, phi, g)
+y, log_sum = softmax_rows(theta, phi, g)
 leaves = [v.clone().requires_grad_() for v in (theta, phi, g)]
 plain = pairwise(*leaves[:2], "embedded_gaussian") @ leaves[2]
 difference(y, plain, "y", below=1e-12)
-mine = softmax_rows_backward(q, theta, phi, g, y, L)
+mine = softmax_rows_backward(q, theta, phi, g, y, log_sum)
 for name, gradient, right in zip(
     ("theta", "phi", "g"), mine, torch.autograd.grad(plain, leaves, q), strict=True
 ):
@@ -529,12 +534,13 @@ print(f"held at once: blocks of rows {few / 2**20:.0f} MiB, whole {many / 2**20:
 assert few < many / 5
 
 # %% [markdown]
-# The price is the first product done twice; in practice this is hardly seen, or is even faster, because a block stays in the processor's cache while a map of gigabytes travels to memory and back.
+# The price: the first product and the exponential are computed twice. What that costs, and whether a block that stays in the processor's cache pays it back, section 6 shows.
 #
 # ### Streaming
 #
 # A block still holds whole rows. Can the columns come in pieces too? A running sum of $e^{s_{ij}}$ and of $e^{s_{ij}} g_j$ would do, were it not that $e^{89}$ exceeds float32. The softmax of notebook 04 subtracts the row's
-# maximum first, and in a stream the maximum is not known yet. So keep the largest so far, $m$, and when a piece brings a larger one, $m'$, correct what was summed:
+# maximum first, and in a stream the maximum is not known yet. For each row keep three things: $m$, the largest logit so far; $t$, the sum of $e^{s_{ij} - m}$ so far; $o$, the sum of $e^{s_{ij} - m} g_j$ so far. When a piece
+# brings a larger logit, $m'$, correct the two sums:
 #
 # $$t' = e^{m - m'}\, t + \sum_{j \in \text{piece}} e^{s_{ij} - m'}, \qquad
 # o' = e^{m - m'}\, o + \sum_{j \in \text{piece}} e^{s_{ij} - m'} g_j, \qquad y_i = o / t$$
@@ -572,8 +578,7 @@ assert naive.isnan().any()
 difference(streamed, right, "streamed in float32, against float64", below=1e-3)
 
 # %% [markdown]
-# Rows and columns in pieces together are what is called fused or flash attention: tiles of the map live in the fastest memory only. PyTorch has it as `scaled_dot_product_attention`; on a CPU it takes memory linear in $N$ only where $\theta$ and $g$ have equal widths and the
-# input has an axis of heads.
+# Rows and columns in pieces together are what is called fused or flash attention: tiles of the map live in the fastest memory only. PyTorch has it as `scaled_dot_product_attention`; notebook 08, section 8, shows when it keeps from writing the map.
 
 # %%
 heads = [v[None, None] for v in (theta, phi, g)]
@@ -596,13 +601,21 @@ for form in FORMS:
 #
 # ## 6 · Measured
 #
-# `benchmarks/operation.py` measures whole blocks: one thread, processor time, float32, $C = 256$, beside what other packages have. Its files lie in `data/results/operation`, with versions and machine; `benchmarks/README.md` says how each is made. A ratio is
+# `benchmarks/operation.py` measures whole blocks: one thread, processor time, float32, $C = 256$, beside what other packages have. The files are in `data/results/operation`. A ratio is
 # the other's time over ours: above 1, ours is faster.
+#
+# | name | what it is |
+# |:--|:--|
+# | mmcv, pytorchvideo, timm | non-local blocks of public packages, with our weights; timm's is for images, so *nlutils 2d* stands beside it |
+# | materialised | the same Keras operation with its map |
+# | materialised pairs, materialised sums | the concatenation with the features of all pairs in memory; with all sums $a_i + b_j$ in memory |
+# | nlutils fixed threshold | ours, with a setting of the system's allocator that gives freed memory back at once |
+# | graph, jit | Keras on TensorFlow, as a graph and compiled |
 
 
 # %%
 def recorded(measure):
-    """The recorded cases of PyTorch on a CPU that measure "time", "memory" or "growth"."""
+    """The recorded cases on a CPU that measure "time", "memory" or "growth", PyTorch's before Keras'."""
     folder = results_root() / "operation"
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("[!.]*.json"))]
     if not records:
@@ -673,7 +686,7 @@ ours, theirs = ([mib for _, ours, mib in peaks if ours == mine] for mine in (Tru
 plots.show(
     fig,
     f"Peak memory of {len(peaks)} cases on a logarithmic axis. Ours takes {min(ours):.0f} to {max(ours):.0f} "
-    f"MiB, the largest at N = 100,352; the others take {min(theirs):,.0f} to {max(theirs):,.0f} MiB.",
+    f"MiB; the others take {min(theirs):,.0f} to {max(theirs):,.0f} MiB.",
 )
 
 # %%
@@ -682,21 +695,24 @@ for r in recorded("growth"):
     print(f"{title(r)}: 4 times the positions take {growth:.1f} times as long")
 everything = recorded("time") + recorded("memory") + recorded("growth")
 targets = [(r, target) for r in everything for target in r["targets"]]
-missed = [(r, target) for r, target in targets if not target["met"]]
-print(f"numbers that were to be reached: {len(targets)}, missed: {len(missed)}")
+missed = [(r, target) for r, target in targets if target["met"] is False]
+unmeasured = sum(target["met"] is None for _, target in targets)
+print(f"bounds set before measuring (benchmarks/cases.py): {len(targets)}, not measured: {unmeasured}")
+print(f"missed: {len(missed)}")
 for r, t in missed:
     found = f"{t['value']:.3g}, wanted {t['sense']} {t['bound']:g}"
     print(f"  {title(r)}, {r['measure']}, {t['variant']}, {t['pass']}: {found}")
 
 # %% [markdown]
-# Read the figures with section 1 in mind. Where $N$ is small the softmax forms gain nothing: the work is the convolutions and a map that fits into the cache. The two forms with a shortcut gain more the larger the map, and the memory is where all four part from the others.
+# Read the figures with section 1 in mind. The dot product gains more the larger the map: at 784 positions the work is mostly convolutions, which nobody computes faster. The softmax forms compute all pairs as the others do, and win by a small factor at most. The memory is where all
+# four part from the others.
 #
 # ## Exercises
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1 · The cheaper order (easy, 10 minutes)
 #
-# Write `cheaper(N, M, d, c)`: the number of multiply-adds of the dot product in its cheaper order. The check asks for $(N, M, d, c)$ = (6272, 1568, 128, 128), (49, 49, 128, 128) and (1, 5000, 64, 64). **Expect**: the last is 640,000: for a single
+# Write `cheaper(N, M, d, c)`: the number of multiply-adds of the dot product in its cheaper order. The check asks for $(N, M, d, c)$ = (6272, 1568, 128, 64), (49, 49, 128, 128) and (1, 5000, 64, 64). **Expect**: the last is 640,000: for a single
 # question the map is cheaper.
 #
 # <details><summary>Hint 1: a nudge</summary>Both orders have two products. Count each: rows times columns times the length of the sum.</details>
@@ -714,7 +730,7 @@ def cheaper(N, M, d, c):
 
 
 # %% tags=["check"]
-cases = ((6272, 1568, 128, 128), (49, 49, 128, 128), (1, 5000, 64, 64))
+cases = ((6272, 1568, 128, 64), (49, 49, 128, 128), (1, 5000, 64, 64))
 through_map = tuple(N * M * (d + c) for N, M, d, c in cases)
 through_matrix = tuple((N + M) * d * c for N, M, d, c in cases)
 check(
@@ -753,17 +769,27 @@ def absolute_sum(a, b, g):
 
 
 # %% tags=["check"]
-a, b, g = normal(60, seed=12), normal(40, seed=13), normal(40, 3, seed=14)
+a, b, g = normal(600, seed=12), normal(400, seed=13), normal(400, 3, seed=14)
 f = a[:, None] + b[None, :]
+
+
+def without_map():
+    """The answer, and whether less than half a map was held on the way."""
+    answer = absolute_sum(a, b, g)
+    return None if answer is None else (answer, held(lambda: absolute_sum(a, b, g), a, b, g) < 4 * f.numel())
+
+
 check(
     "Exercise 2",
-    lambda: absolute_sum(a, b, g),
-    f.abs() @ g / 40,
+    without_map,
+    (f.abs() @ g / 400, True),
     mistakes={
-        "this is ReLU alone; the negative sums are missing": f.relu() @ g / 40,
-        "the parts must be added: |s| is not ReLU(s) - ReLU(-s), which is s": f @ g / 40,
-        "both a and b must change sign": (f.relu() + (b - a[:, None]).relu()) @ g / 40,
-        "the division by M is missing": f.abs() @ g,
+        "right, but a map was built": (f.abs() @ g / 400, False),
+        "this is ReLU alone; the negative sums are missing": (f.relu() @ g / 400, True),
+        "the parts must be added: |s| is not ReLU(s) - ReLU(-s), which is s": (f @ g / 400, True),
+        "a changed its sign, b must too": ((f.relu() + (b - a[:, None]).relu()) @ g / 400, True),
+        "b changed its sign, a must too": ((f.relu() + (a[:, None] - b).relu()) @ g / 400, True),
+        "the division by M is missing": (f.abs() @ g, True),
     },
 )
 
@@ -818,17 +844,17 @@ check(
 # %% [markdown]
 # ## What you learned
 #
-# - A block's convolutions cost $4NCd$, its pairs $2N^2d$; training holds two or three maps of $4N^2$ bytes.
-# - Sub-sampling by 4 gives the published cost only before $\phi$ and $g$; it changes the function, and stays quadratic.
+# - Convolutions cost $4NCd$, pairs $2N^2d$; training holds two or three maps.
+# - Sub-sampling by 4 gives the published cost only before $\phi$ and $g$; it stays quadratic.
 # - Dot product: the brackets move, and a $d \times c$ matrix made from the clip serves all positions.
 # - Concatenation: two suffix sums in the order of $b$, one search; the gradient is the same function with $a$ and $b$ exchanged; centre $b$, or float32 loses digits.
 # - Softmax: full rank and no common order, so all pairs are computed; blocks of rows with recomputation, or a running maximum, keep memory linear.
 #
 # ## Further reading
 #
-# - X. Wang, R. Girshick, A. Gupta, K. He: *Non-local Neural Networks*. CVPR 2018. Section 3.3 and Table 2e.
-# - M. Milakov, N. Gimelshein: *Online normalizer calculation for softmax*. arXiv 2018. The running maximum.
-# - M. Rabe, C. Staats: *Self-attention Does Not Need O(n²) Memory*. arXiv 2021. Blocks with recomputation.
-# - F. D. Keles, P. M. Wijewardena, C. Hegde: *On the Computational Complexity of Self-Attention*. ALT 2023. Why there is no third door.
-# - T. Dao, D. Fu, S. Ermon, A. Rudra, C. Ré: *FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness*. NeurIPS 2022. Tiles in fast memory.
-# - A. Katharopoulos, A. Vyas, N. Pappas, F. Fleuret: *Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention*. ICML 2020. Moving the brackets, with another function in place of exp.
+# - X. Wang, R. Girshick, A. Gupta, K. He: *Non-local Neural Networks*. CVPR 2018.
+# - M. Milakov, N. Gimelshein: *Online normalizer calculation for softmax*. arXiv 2018.
+# - M. Rabe, C. Staats: *Self-attention Does Not Need O(n²) Memory*. arXiv 2021.
+# - F. D. Keles, P. M. Wijewardena, C. Hegde: *On the Computational Complexity of Self-Attention*. ALT 2023.
+# - T. Dao, D. Fu, S. Ermon, A. Rudra, C. Ré: *FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness*. NeurIPS 2022.
+# - A. Katharopoulos, A. Vyas, N. Pappas, F. Fleuret: *Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention*. ICML 2020.
