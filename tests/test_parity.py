@@ -17,7 +17,7 @@ import keras, numpy as np, torch
 import nlutils.keras, nlutils.torch
 from nlutils.exchange import from_arrays, to_arrays, torch_to_keras
 
-STEPS, RATE = 5, 0.05
+STEPS, RATE = 5, 2**-4  # a rate that float32 holds, because Keras keeps it in float32
 BACKEND = keras.backend.backend()
 # Keras' convolutions compute in float32 on PyTorch and JAX.
 DTYPE = "float64" if BACKEND == "tensorflow" else "float32"

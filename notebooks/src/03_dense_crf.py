@@ -551,7 +551,7 @@ for ax in axes.flat:
 plots.show(
     fig,
     "The photograph, the true labels, and four results of the last draw as label maps. The classifier's map is made "
-    "of squares, some of them wrong. Blurred and by position alone, the borders are wavy. The CRF's cup is round "
+    "of squares, some of them wrong. Blurred, its borders are wavy; by position alone, they keep steps. The CRF's cup is round "
     "and its saucer has a smooth outline on the right; a bulge at the lower edge and specks at the cup's rim remain.",
 )
 
