@@ -22,6 +22,7 @@ BACKEND = keras.backend.backend()
 # Keras' convolutions compute in float32 on PyTorch and JAX.
 DTYPE = "float64" if BACKEND == "tensorflow" else "float32"
 DIGITS = 1e-9 if DTYPE == "float64" else 2e-4
+keras.config.set_floatx(DTYPE)  # of the loss
 
 def error(found, wanted):
     return np.abs(np.asarray(found, "float64") - wanted).max() / max(1.0, np.abs(wanted).max())

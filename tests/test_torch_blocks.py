@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch_cases import normal, random_block, ways
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch_cases import normal, random_block, way, ways
 
 from nlutils import reference
 from nlutils.exchange import to_arrays
@@ -326,6 +327,35 @@ def test_gaussian_with_scale_and_one_tensor_for_both():
             torch.testing.assert_close(z, expected, rtol=0, atol=1e-12)
             (ours,) = torch.autograd.grad(z.square().sum(), x)
             torch.testing.assert_close(ours, gradient, rtol=0, atol=1e-10)
+
+
+class Called(TorchDispatchMode):
+    """Records the names of the operators of this package that run inside `with`."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation.namespace == "nlutils":
+            self.names.append(operation._opname)
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "symmetric_softmax_rows"),
+        ({"attention": "space"}, "symmetric_softmax_rows"),
+        ({"subsample": "before"}, "softmax_rows"),
+    ],
+)
+def test_gaussian_is_known_to_be_symmetric(options, name):
+    """Without sub-sampling theta and phi are one tensor, and the backward pass does half the work."""
+    block = random_block(4, instantiation="gaussian", **options)
+    with way("tiles"), Called() as called:
+        block(features(1, 4, 2, 4, 4).requires_grad_()).sum().backward()
+    assert called.names == [name, f"{name}_backward"]
 
 
 # ------------------------------------------------------------------------------------------ odd inputs
