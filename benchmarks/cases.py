@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["CASES", "FIXED", "SIZES", "Case", "Target", "judge"]
+__all__ = ["CASES", "FIXED", "SIZES", "Case", "Target", "judge", "judge_record"]
 
 # A memory variant whose name ends so runs with glibc's mmap threshold fixed at its first value: every large
 # buffer then goes back to the system when it is freed. By default the threshold grows with what was freed.
@@ -210,3 +210,9 @@ def judge(case: Case, values: dict, others: tuple) -> list[dict]:
                 }
             )
     return judged
+
+
+def judge_record(case: Case, record: dict) -> list[dict]:
+    """`judge` on what a record holds: its "ratios" if it has them, else its "medians"."""
+    others = tuple(name for name in record.get("ours", ()) if name != "plain") or ("plain",)
+    return judge(case, record.get("ratios") or record["medians"], others)

@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import records
-from benchmarks.cases import CASES, FIXED, Case, judge
+from benchmarks.cases import CASES, FIXED, Case, judge_record
 from benchmarks.measure import available_gib, medians, ratios
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -96,13 +96,24 @@ def _line(case, options) -> str:
     if not path.is_file():
         return f"{text}  not recorded"
     record = records.read(path)
-    stale = "" if _is_current(record, case) else ", by other code"
-    met = sum(target["met"] is True for target in record["targets"])
-    return f"{text}  {met} of {len(record['targets'])} targets met, {record['seconds']:.0f} s{stale}"
+    stale = "" if _is_current(record, case, options) else ", of other code or another case"
+    targets = judge_record(case, record)
+    met = sum(target["met"] is True for target in targets)
+    return f"{text}  {met} of {len(targets)} targets met, {record['seconds']:.0f} s{stale}"
 
 
-def _is_current(record, case) -> bool:
-    return record["provenance"]["code"] == records.code_digest(case.framework)
+def _is_current(record, case, options) -> bool:
+    """Whether the same was measured, by the same code; targets do not matter, they are judged anew."""
+    if record["provenance"]["code"] != records.code_digest(case.framework):
+        return False
+    described = _described(case, options)
+    del described["repeats"]  # the file says how many there were
+    if any(record.get(name) != value for name, value in described.items()):
+        return False
+    values, raised = record["values"], {words.split()[0] for words in record.get("raised", ())}
+    variants = {*case.variants, "base"} if case.base else set(case.variants)
+    same_variants = options.device != "cpu" or variants == set(values)  # a GPU leaves some out
+    return same_variants and set().union(*values.values()) == set(case.passes) and raised == set(case.raises)
 
 
 class _alone:
@@ -124,9 +135,12 @@ def _measure_all(cases, options) -> int:
     begun = time.perf_counter()
     for case in cases:
         path = records.record_path(case.name, options.device, options.dtype, options.out)
-        if path.is_file() and not options.again and _is_current(records.read(path), case):
-            print(f"{case.name}: recorded already", flush=True)
-            continue
+        if path.is_file() and not options.again:
+            record = records.read(path)
+            if _is_current(record, case, options):
+                print(f"{case.name}: recorded already", flush=True)
+                _judge_anew(record, case, path)
+                continue
         try:
             record = _measure(case, options)
         except RuntimeError as error:
@@ -143,6 +157,15 @@ def _measure_all(cases, options) -> int:
     if failed:
         print(f"not measured: {', '.join(failed)}")
     return bool(failed)
+
+
+def _judge_anew(record, case, path) -> None:
+    """Targets may have changed since; the measurement stays."""
+    targets = judge_record(case, record)
+    if targets != record["targets"]:
+        records.write({**record, "targets": targets}, path)
+        for target in targets:
+            print("  " + _verdict(target, case), flush=True)
 
 
 def _verdict(target, case) -> str:
@@ -177,14 +200,16 @@ def _measure(case: Case, options) -> dict:
         found = ratios(middle, done.get("ours") or dict.fromkeys(case.variants[1:], "nlutils"))
     elif case.measure == "growth":
         found = {"nlutils": ratios(middle, {"nlutils": "base"})["nlutils"]}
-    others = tuple(name for name in done.get("ours", ()) if name != "plain") or ("plain",)
-    return {
+    record = {
         "case": case.name,
         **_described(case, options),
         **{name: value for name, value in done.items() if value},
         "medians": middle,
         **({"ratios": found} if found else {}),
-        "targets": judge(case, found or middle, others),
+    }
+    return {
+        **record,
+        "targets": judge_record(case, record),
         "seconds": round(time.perf_counter() - begun, 1),
         "provenance": provenance,
     }

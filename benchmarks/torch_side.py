@@ -172,12 +172,14 @@ def _present(case, device):
 def _agreement(case, variants, ours, dtype):
     """Run each variant once, which warms it up too; how far it is from ours (root mean square).
 
-    Raises RuntimeError when a variant computes something else, or does not raise what it is known to raise.
+    Gradients are compared for every input: x of a block; theta, phi, g and w_f of the operation. Those of a
+    block's weights, which each peer lays out in its own way, must be there and finite. Raises RuntimeError
+    when a variant computes something else, or does not raise what it is known to raise.
     """
     outputs, gradients, raised = {}, {}, {}
     for name, variant in variants.items():
         variant.prepare("forward")
-        outputs[name] = variant.run("forward").flatten(2).float()
+        outputs[name] = [variant.run("forward").flatten(2).float()]
         variant.prepare("training")
         try:
             variant.run("training")
@@ -188,13 +190,15 @@ def _agreement(case, variants, ours, dtype):
         else:
             if name in case.raises:
                 raise RuntimeError(f"{name} was known to raise an error in its backward pass, and did not")
-            gradients[name] = variant.inputs[0].grad.flatten(2).float()
+            if not all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in variant.leaves):
+                raise RuntimeError(f"{name} leaves an input or a weight without a finite gradient")
+            gradients[name] = [leaf.grad.float() for leaf in variant.inputs]
         variant.prepare("training")
     found = {}
     for name, mine in ours.items():
         pairs = {"forward": outputs, "training": gradients}
         found[name] = {
-            passed: _distance(values[name], values[mine])
+            passed: max(_distance(a, b) for a, b in zip(values[name], values[mine], strict=True))
             for passed, values in pairs.items()
             if name in values
         }
