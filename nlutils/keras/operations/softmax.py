@@ -30,15 +30,19 @@ def attend(theta, phi, g, scale: float = 1.0):
     dtype = g.dtype
     if _map_is_small(theta, phi):
         theta, phi, g = map(at_least_float32, (theta, phi, g))
-        y = ops.einsum("bnm,bmc->bnc", softmax_map(theta * scale, phi), g)
+        y = ops.einsum("bnm,bmc->bnc", softmax_map(_scaled(theta, scale), phi), g)
     elif _fused_is_linear(theta, phi, g):
         # One head: (B, N, 1, d). Without the axis of heads the CPU kernel builds the map.
         heads = (operand[:, :, None] for operand in (theta, phi, g))
         y = ops.dot_product_attention(*heads, scale=scale)[:, :, 0]
     else:
         theta, phi, g = map(at_least_float32, (theta, phi, g))
-        y = _by_blocks(theta * scale, phi, g)
+        y = _by_blocks(_scaled(theta, scale), phi, g)
     return ops.cast(y, dtype)
+
+
+def _scaled(theta, scale):
+    return theta if scale == 1 else theta * scale
 
 
 def softmax_map(theta, phi):
@@ -86,7 +90,8 @@ def _forward(theta, phi, g):
         y, turn = carry
         at, group = cut.place(at + turn)
         block = ops.einsum("bnm,bmc->bnc", softmax_map(queries[at], keys[group]), values[group])
-        return _put(y, at, block), _turn(block)
+        y = _put(y, at, block)
+        return y, _turn(y)
 
     y = ops.zeros((*ops.shape(queries)[:3], g.shape[2]), dtype=g.dtype)
     y, _ = ops.fori_loop(0, cut.count, step, (y, _first_turn()))
@@ -108,7 +113,8 @@ def _backward(theta, phi, g, upstream):
         grad_logits = grad_logits - weights * ops.sum(grad_logits, axis=2, keepdims=True)
         grad_phi = _add(grad_phi, group, ops.einsum("bnm,bnd->bmd", grad_logits, rows))
         block = ops.einsum("bnm,bmd->bnd", grad_logits, columns)
-        return _put(grad_theta, at, block), grad_phi, grad_g, _turn(block)
+        grad_theta = _put(grad_theta, at, block)
+        return grad_theta, grad_phi, grad_g, _turn(grad_theta, grad_phi, grad_g)
 
     start = (ops.zeros_like(queries), ops.zeros_like(keys), ops.zeros_like(values), _first_turn())
     grad_theta, grad_phi, grad_g, _ = ops.fori_loop(0, cut.count, step, start)
@@ -129,10 +135,14 @@ def _first_turn():
     return ops.zeros((), dtype="int32")
 
 
-def _turn(block):
-    """0, known when `block` is. A TensorFlow graph runs up to ten turns of a loop at once, with ten blocks in
-    memory, unless each turn needs a number from the one before."""
-    return ops.minimum(0, ops.cast(ops.reshape(block, (-1,))[0] > float("inf"), "int32"))
+def _turn(*results):
+    """0, known when all `results` of a turn are.
+
+    A TensorFlow graph runs up to ten turns of a loop at once, with ten blocks in memory, unless each turn
+    needs a number from the one before.
+    """
+    first = sum(result[0, 0, 0, 0] for result in results)
+    return ops.minimum(0, ops.cast(first > float("inf"), "int32"))
 
 
 class _Blocks:
