@@ -169,18 +169,20 @@ def _keras():
     passes = ("training graph", "training jit")
     for form in FORMS:
         judged = passes if form.endswith("gaussian") else ()
-        yield Case(
-            f"keras-{form}-25088-memory",
-            "memory",
-            form,
-            SIZES[25088],
-            ("nlutils",),
-            tuple(Target("nlutils", name, "at most", 256) for name in judged),
-            passes,
-            framework="keras",
-            repeats=1,
-            gib=3,
-        )
+        for level, word in (("block", ""), ("operation", "-operation")):
+            yield Case(
+                f"keras-{form}-25088{word}-memory",
+                "memory",
+                form,
+                SIZES[25088],
+                ("nlutils",),
+                tuple(Target("nlutils", name, "at most", 256) for name in judged),
+                passes,
+                level=level,
+                framework="keras",
+                repeats=1,
+                gib=3,
+            )
 
 
 CASES = {case.name: case for case in (*_torch(), *_keras())}

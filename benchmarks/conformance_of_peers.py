@@ -9,7 +9,6 @@ README.md says how to make the peers' environment. One file a block, data/result
 
 import argparse
 import platform
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from benchmarks import peers  # noqa: E402
 from nlutils import __version__  # noqa: E402
 from nlutils.conformance import Record, check, code_digest, write_record  # noqa: E402
 from nlutils.instantiations import INSTANTIATIONS  # noqa: E402
+from nlutils.origin import commit  # noqa: E402
 
 SIZES = {1: (24,), 2: (6, 8), 3: (4, 4, 6)}
 WIDE_SIZES = {2: (14, 14), 3: (4, 7, 7)}
@@ -187,19 +187,12 @@ def provenance(peer: Peer) -> dict:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = None
-    changed = bool(_git("status", "--porcelain", "--", "nlutils"))
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": _git("rev-parse", "HEAD"),
-        "changed": changed,
+        **commit("nlutils"),
         "code": code_digest(),
         "versions": versions,
     }
-
-
-def _git(*words):
-    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
 
 
 def main():

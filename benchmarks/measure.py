@@ -10,6 +10,9 @@ from pathlib import Path
 __all__ = ["CpuMeter", "CudaMeter", "available_gib", "medians", "peak_mib", "ratios", "timed_in_turns"]
 
 MIB = 2**20
+# A turn lasts at least so many seconds: a short call is made several times in it. One call alone would mostly
+# measure how the other variants left the processor's cache and the memory.
+TURN = 0.1
 
 
 class CpuMeter:
@@ -62,17 +65,21 @@ class CudaMeter:
 def timed_in_turns(calls: dict, repeats: int, meter, prepare=lambda name: None) -> dict:
     """Time `calls` {name: function} `repeats` times in turns: {name: [seconds, …]}.
 
-    Every round times each call once, beginning with another one each time, so that a slow minute of the
-    machine meets all of them. `prepare(name)` runs before each call and is not timed.
+    Every round gives each call one turn, beginning with another one each time, so that a slow minute of the
+    machine meets all of them. A turn repeats its call until TURN seconds are spent; its time is their mean.
+    `prepare(name)` runs before each call and is not timed.
     """
     names = list(calls)
     seconds = {name: [] for name in names}
     for turn in range(repeats):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            prepare(name)
             gc.collect()
-            seconds[name].append(round(meter.seconds(calls[name]), 7))
+            taken = []
+            while sum(taken) < TURN:
+                prepare(name)
+                taken.append(meter.seconds(calls[name]))
+            seconds[name].append(round(sum(taken) / len(taken), 7))
     return seconds
 
 

@@ -1,15 +1,13 @@
 """Recorded measurements: one JSON file a case, with what it depended on."""
 
 import functools
-import hashlib
 import json
 import os
 import platform
-import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from nlutils.origin import commit, digest, processor
 from nlutils.paths import atomic_path, project_root, results_root
 
 __all__ = ["code_digest", "folder", "provenance", "read", "record_path", "write"]
@@ -60,21 +58,16 @@ def read(path) -> dict:
 def code_digest(framework: str) -> str:
     """SHA-256 of the names and bytes of the sources that a measurement of `framework` depends on."""
     root = project_root()
-    digest = hashlib.sha256()
-    for source in SOURCES[framework]:
-        path = root / source
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            if file.name.startswith(UNRELATED):
-                continue
-            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()
+    paths = [root / source for source in SOURCES[framework]]
+    files = (file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path]))
+    return digest((file for file in files if not file.name.startswith(UNRELATED)), root)
 
 
 def provenance(framework: str, device: str = "cpu") -> dict:
     """Commit, digest of the code, versions, and the kind of machine (no name of it)."""
     machine = {
         "system": platform.system(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": 1,
         "device": device,
@@ -91,29 +84,9 @@ def provenance(framework: str, device: str = "cpu") -> dict:
             versions[name] = version(name)
         except PackageNotFoundError:  # not in this environment
             continue
-    return {**_commit(), "code": code_digest(framework), "versions": versions, "machine": machine}
-
-
-@functools.cache
-def _commit() -> dict:
-    """The commit that is checked out, and whether measured files differ from it; None outside a checkout."""
-    try:
-        changed = _git("status", "--porcelain", "--", "nlutils", "benchmarks")
-        return {"commit": _git("rev-parse", "HEAD"), "changed": bool(changed)}
-    except (OSError, subprocess.CalledProcessError):  # no git here, or no checkout
-        return {"commit": None, "changed": None}
-
-
-def _git(*words) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(project_root()), *words], capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return {
+        **commit("nlutils", "benchmarks"),
+        "code": code_digest(framework),
+        "versions": versions,
+        "machine": machine,
+    }

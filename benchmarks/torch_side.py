@@ -202,14 +202,23 @@ def _agreement(case, variants, ours, dtype):
             for passed, values in pairs.items()
             if name in values
         }
-        if max(found[name].values()) > AGREEMENT[dtype]:
+        if max(found[name].values()) > _allowed(case, dtype):
             raise RuntimeError(f"{name} computes something else than nlutils: {found[name]}")
     return found, raised
 
 
+def _allowed(case, dtype) -> float:
+    """How far two variants may be apart, in the root mean square.
+
+    Where a_i + b_j is 0 to rounding, one side counts the pair and the other does not. dL/da_i, a sum of about
+    N/2 terms of random sign, then moves by one of them, sqrt(2/N) of its size. When this meets a share r of
+    the N^2 pairs, the root mean square is sqrt(2 r): 3e-3 for r = 5e-6, some dozen roundings of float32.
+    """
+    return max(AGREEMENT[dtype], 3e-3) if case.instantiation == "concatenation" else AGREEMENT[dtype]
+
+
 def _distance(a, b) -> float:
-    # The root mean square, not the largest: where a_i + b_j is 0 to rounding, one side may count the pair and
-    # the other not, which moves single entries of the concatenation's gradient by a term of their sum.
+    # The root mean square, not the largest entry, which a single pair at the kink of the ReLU would make.
     return float(f"{((a - b).norm() / b.norm()).item():.1e}")
 
 

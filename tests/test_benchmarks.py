@@ -12,7 +12,7 @@ from nlutils.paths import project_root
 
 sys.path.insert(0, str(project_root()))
 
-from benchmarks import operation, records, torch_side
+from benchmarks import measure, operation, records, torch_side
 from benchmarks.cases import CASES, Target, judge, judge_record
 from benchmarks.measure import CpuMeter, medians, peak_mib, ratios, timed_in_turns
 
@@ -31,7 +31,18 @@ def test_peak_memory_sees_what_is_given_back_before_the_end():
     assert peak_mib(lambda: None) < 4
 
 
-def test_every_round_begins_with_another_variant():
+def test_a_short_call_is_made_again_until_its_turn_is_over():
+    class Meter:
+        def seconds(self, call):
+            return call()
+
+    lengths = {"short": iter([0.06, 0.02, 0.04, *[1.0] * 9]), "long": iter([0.5, *[9.0] * 9])}
+    calls = {name: lambda name=name: next(lengths[name]) for name in lengths}
+    assert timed_in_turns(calls, 1, Meter()) == {"short": [0.04], "long": [0.5]}
+
+
+def test_every_round_begins_with_another_variant(monkeypatch):
+    monkeypatch.setattr(measure, "TURN", 1e-12)
     called, prepared = [], []
     calls = {name: lambda name=name: called.append(name) for name in "abc"}
     seconds = timed_in_turns(calls, 3, CpuMeter(), prepared.append)

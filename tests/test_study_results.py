@@ -23,7 +23,7 @@ from nlutils.study import (
 )
 from nlutils.study.cost import HeldBytes, example_input, measure, multiply_adds, parameters, training_memory
 from nlutils.study.results import read_run
-from nlutils.torch import create_model
+from nlutils.torch import NonLocalBlock, create_model
 
 torch.set_num_threads(1)
 
@@ -159,6 +159,19 @@ def test_non_local_blocks_cost_what_their_matrices_cost():
         multiply_adds(with_block, x) - multiply_adds(plain, x)
         == N * C * d + 2 * M * C * d + 2 * N * M * d + N * d * C
     )
+
+
+@pytest.mark.parametrize("instantiation", ["embedded_gaussian", "gaussian"])
+@pytest.mark.parametrize("inner", [8, 16])  # with 16 the widths agree in the Gaussian, too
+@pytest.mark.parametrize("subsample", [None, "before"])
+def test_multiply_adds_are_seen_inside_operators(monkeypatch, instantiation, inner, subsample):
+    from nlutils.torch.operations import softmax
+
+    block = NonLocalBlock(16, inner_channels=inner, instantiation=instantiation, subsample=subsample)
+    x = torch.zeros(2, 16, 4, 6, 6)
+    plain = multiply_adds(block, x)
+    monkeypatch.setattr(softmax, "MAP_BYTES", 1)
+    assert multiply_adds(block, x) == plain
 
 
 def test_held_bytes_counts_what_is_alive():

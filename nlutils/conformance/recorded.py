@@ -1,11 +1,11 @@
 """Recorded conformance reports: data/results/conformance/<name>.json."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from nlutils.conformance.report import Report
+from nlutils.origin import digest
 from nlutils.paths import atomic_path, results_root
 
 __all__ = ["Record", "code_digest", "read_recorded", "write_record"]
@@ -33,10 +33,8 @@ class Record:
 
 def code_digest() -> str:
     """SHA-256 over the source of this suite: a record with another one was made by other checks."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()
+    folder = Path(__file__).parent
+    return digest(folder.glob("*.py"), folder)
 
 
 def write_record(record: Record, root=None) -> Path:

@@ -8,7 +8,7 @@ import weakref
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from nlutils.torch.models.common import INPUT_CHANNELS
 
@@ -21,6 +21,13 @@ __all__ = [
     "parameters",
     "training_memory",
 ]
+
+# PyTorch's counter knows its fused attention on a GPU, not that on a CPU; the formula is the same.
+_FUSED_ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: (
+        sdpa_flop_count(query, key, value)
+    )
+}
 
 HOW = (
     "one clip forward: multiply-adds of convolutions and matrix products (PyTorch's FLOP counter, halved); "
@@ -53,7 +60,8 @@ def multiply_adds(model, x) -> int:
     # oneDNN runs an LSTM as one operation, which the counter does not know; without it the products are seen.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
-        with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False, custom_mapping=_FUSED_ON_CPU)
+        with torch.backends.mkldnn.flags(enabled=False), counter:
             model(x)
     return counter.get_total_flops() // 2
 

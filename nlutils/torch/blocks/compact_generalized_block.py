@@ -35,8 +35,8 @@ class CompactGeneralizedNonLocalBlock(nn.Module):
     naming the argument, for what does not fit.
 
     With the dot kernel y is theta times one number s a group, and the norm turns s into a soft sign,
-    s / sqrt(s^2 + eps / variance of W_z theta): at C = 1024 nearly 1 or -1 from the start, for almost
-    every group. Notebook 10 derives and measures it.
+    s / sqrt(s^2 + eps / variance of W_z theta): at C = 1024, for features of size 1, nearly 1 or -1 from the
+    start in almost every group. Notebook 10 derives and measures it.
 
     >>> CompactGeneralizedNonLocalBlock(64)(torch.zeros(2, 64, 4, 7, 7)).shape
     torch.Size([2, 64, 4, 7, 7])

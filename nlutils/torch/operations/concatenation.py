@@ -8,8 +8,8 @@ number of such j,
 Two tables of running sums and one search for each a_i: O((N + M) log M + (N + M) c) instead of O(N M c).
 The gradients have the same form, with a and b, g and dL/dy changing places.
 
-The tables are made for a few channels at a time, each channel's numbers side by side in memory: they stay in
-a processor's cache, and never exist as a whole.
+The tables are made for a few channels at a time, each channel's numbers side by side in memory, as a
+convolution leaves them: they stay in a processor's cache, and never exist as a whole.
 """
 
 import torch
@@ -60,8 +60,9 @@ def _rectified_sum_backward(grad_y, a, b, g, active_b, order_b):
     grad_a, grad_b, grad_g = torch.zeros_like(a), torch.zeros_like(b), _channels_first(b, g)
     with no_autocast(g):
         active_a, order_a, ranked_a, lifted_b = _rank(b, a, count)
+        channels_g, channels_y = _channel_rows(g), _channel_rows(grad_y)
         for batch, channels in _chunks(a, b, g):
-            values, grad = _part(g, batch, channels), _part(grad_y, batch, channels)
+            values, grad = channels_g[batch, channels], channels_y[batch, channels]
             sums, _ = _tables(values, order_b[batch])
             grad_a[batch] += (_take(sums, active_b[batch]) * grad).sum(1)
             sums, weighted = _tables(grad, order_a[batch], ranked_a[batch])
@@ -83,8 +84,9 @@ def _rectified_sum(a, b, g):
     y = _channels_first(a, g)
     with no_autocast(g):
         active, order, ranked, lifted = _rank(a, b, b.shape[1])
+        channels_g = _channel_rows(g)
         for batch, channels in _chunks(a, b, g):
-            sums, weighted = _tables(_part(g, batch, channels), order[batch], ranked[batch])
+            sums, weighted = _tables(channels_g[batch, channels], order[batch], ranked[batch])
             part = _take(weighted, active[batch], out=y[batch, channels])
             part.addcmul_(_take(sums, active[batch]), lifted[batch, None])
     return y.mT, active, order
@@ -106,9 +108,14 @@ def _chunks(a, b, g):
             yield slice(first, first + batch), slice(at, at + channels)
 
 
-def _part(rows, batch, channels):
-    """Some samples and channels of (B, M, c), as (B', k, M) with each channel in one piece."""
-    return rows.mT[batch, channels].contiguous()
+def _channel_rows(rows):
+    """(B, M, c) -> (B, c, M), each channel in one piece. A matrix at a time: those torch transposes fast."""
+    if rows.mT.is_contiguous():
+        return rows.mT
+    channels = rows.new_empty(rows.mT.shape)
+    for sample, result in zip(rows, channels, strict=True):
+        result.copy_(sample.T)
+    return channels
 
 
 def _rank(a, b, count):

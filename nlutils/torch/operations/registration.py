@@ -6,19 +6,22 @@ its first call imports the compiler, which costs an eager user seconds and 70 Mi
 """
 
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
 __all__ = ["operator"]
 
 _LIBRARY = torch.library.Library("nlutils", "FRAGMENT")
 
 
-def operator(schema: str, *, fake, backward=None, keep=None):
+def operator(schema: str, *, fake, backward=None, keep=None, flops=None):
     """Register the decorated function as torch.ops.nlutils.<name>, and return that operator.
 
     schema    "name(Tensor x, float scale) -> Tensor", as in torch.library.define
     fake      makes empty results of the right shapes, layouts and dtypes
     backward  (ctx, *gradients of the results) -> gradients of the arguments; keep(ctx, inputs, output) stores
               what it needs. None: an operator that is a backward pass itself; differentiating it is an error
+    flops     (*arguments, tensors as shapes) -> the operations of its matrix products, two a multiply-add,
+              for torch.utils.flop_counter, which sees none of them inside. None: it has no matrix product
     """
     name = schema.partition("(")[0]
 
@@ -36,6 +39,9 @@ def operator(schema: str, *, fake, backward=None, keep=None):
         torch.library.register_autograd(
             f"nlutils::{name}", backward or once, setup_context=keep, lib=_LIBRARY
         )
-        return getattr(torch.ops.nlutils, name)
+        registered = getattr(torch.ops.nlutils, name)
+        if flops is not None:
+            register_flop_formula(registered)(lambda *arguments, out_shape=None: flops(*arguments))
+        return registered
 
     return register

@@ -64,6 +64,11 @@ def _fused_is_linear(theta, phi, g):
     return theta.device.type == "cpu"
 
 
+def _pairs(theta, phi):
+    """B N M of the shapes (B, N, d) and (B, M, d)."""
+    return theta[0] * theta[1] * phi[1]
+
+
 def _keep(ctx, inputs, output):
     *operands, ctx.scale = inputs
     ctx.save_for_backward(*operands, *output)
@@ -73,6 +78,7 @@ def _keep(ctx, inputs, output):
     "softmax_rows_backward(Tensor grad_y, Tensor theta, Tensor phi, Tensor g, Tensor y, Tensor log_sum, "
     "float scale) -> (Tensor, Tensor, Tensor)",
     fake=lambda grad_y, theta, phi, g, y, log_sum, scale: (_empty(theta), _empty(phi), _empty(g)),
+    flops=lambda grad_y, theta, phi, g, *_: 2 * _pairs(theta, phi) * (3 * theta[2] + 2 * g[2]),
 )
 def _rows_backward(grad_y, theta, phi, g, y, log_sum, scale):
     """Gradients for theta, phi and g; each tile of the map is computed again."""
@@ -100,6 +106,7 @@ def _rows_backward(grad_y, theta, phi, g, y, log_sum, scale):
     ),
     backward=lambda ctx, grad_y, _: (*_rows_backward(grad_y, *ctx.saved_tensors, ctx.scale), None),
     keep=_keep,
+    flops=lambda theta, phi, g, _: 2 * _pairs(theta, phi) * (theta[2] + g[2]),
 )
 def _rows(theta, phi, g, scale):
     """y (B, N, c), and the logarithm of each row's sum of exponentials (B, N, 1), tile by tile.
@@ -132,6 +139,7 @@ def _rows(theta, phi, g, scale):
     "symmetric_softmax_rows_backward(Tensor grad_y, Tensor x, Tensor g, Tensor y, Tensor log_sum, "
     "float scale) -> (Tensor, Tensor)",
     fake=lambda grad_y, x, g, y, log_sum, scale: (_empty(x), _empty(g)),
+    flops=lambda grad_y, x, g, *_: _pairs(x, x) * (3 * x[2] + 4 * g[2]),  # of half the pairs
 )
 def _symmetric_rows_backward(grad_y, x, g, y, log_sum, scale):
     """Gradients for x and g. As s_ij = s_ji, only the tiles on and above the diagonal are computed."""
@@ -159,6 +167,7 @@ def _symmetric_rows_backward(grad_y, x, g, y, log_sum, scale):
     fake=lambda x, g, scale: (_empty(g), x.new_empty(*x.shape[:2], 1)),
     backward=lambda ctx, grad_y, _: (*_symmetric_rows_backward(grad_y, *ctx.saved_tensors, ctx.scale), None),
     keep=_keep,
+    flops=lambda x, g, _: 2 * _pairs(x, x) * (x[2] + g[2]),
 )
 def _symmetric_rows(x, g, scale):
     """`_rows` with x as theta and as phi."""
