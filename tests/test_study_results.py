@@ -28,12 +28,12 @@ from nlutils.torch import NonLocalBlock, create_model
 torch.set_num_threads(1)
 
 
-def a_run(right, row="c3d", fold=0, seed=0, groups=None, study="trial"):
+def a_run(right, row="c3d_small", fold=0, seed=0, groups=None, study="trial"):
     """A run whose clip i is classified right when right[i]; two classes, all clips of class 0."""
     count = len(right)
     return Run(
         study=study, run=f"{row}-fold{fold}-seed{seed}", row=row,
-        model="c3d", options={"input": "flow"}, input="flow", fold=fold, seed=seed,
+        model="c3d_small", options={"input": "flow"}, input="flow", fold=fold, seed=seed,
         recipe={"epochs": 3, "batch": 16}, data={"name": "fake", "source": "noise", "test": count},
         accuracy=float(np.mean(right)), losses=[1.0, 0.5],
         cost={"parameters": 300_000, "multiply_adds": 50_000_000, "forward_ms": 5.0, "training_mb": 60.0},
@@ -48,7 +48,7 @@ def a_run(right, row="c3d", fold=0, seed=0, groups=None, study="trial"):
 def test_a_run_is_written_whole_and_read_equal(tmp_path):
     run = a_run([True, False, True])
     path = write_run(run, tmp_path)
-    assert path == tmp_path / "trial" / "c3d-fold0-seed0.json"
+    assert path == tmp_path / "trial" / "c3d_small-fold0-seed0.json"
     assert read_run(path) == run
     assert read_runs("trial", tmp_path) == [run]
     json.loads(path.read_text())
@@ -75,7 +75,7 @@ def test_logits_that_are_no_numbers_are_refused(tmp_path):
 def test_damaged_and_missing_files_are_named(tmp_path):
     path = write_run(a_run([True]), tmp_path)
     path.write_text(path.read_text()[:100])
-    with pytest.raises(ValueError, match=r"c3d-fold0-seed0\.json is not a recorded run"):
+    with pytest.raises(ValueError, match=r"c3d_small-fold0-seed0\.json is not a recorded run"):
         read_runs("trial", tmp_path)
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"is not a recorded run"):
@@ -86,7 +86,7 @@ def test_damaged_and_missing_files_are_named(tmp_path):
 
 def test_a_file_that_is_being_written_is_no_run(tmp_path):
     write_run(a_run([True]), tmp_path)
-    (tmp_path / "trial" / ".c3d-fold0-seed0.json.abcd.json").write_text("")
+    (tmp_path / "trial" / ".c3d_small-fold0-seed0.json.abcd.json").write_text("")
     assert len(read_runs("trial", tmp_path)) == 1
 
 
@@ -120,7 +120,7 @@ def test_an_interval_is_over_all_folds_and_seeds():
     }  # fmt: skip
     assert interval(runs).value == pytest.approx(4.5 / 5)
     with pytest.raises(ValueError, match="runs of one row"):
-        interval([a_run([True]), a_run([True], row="two_stream")])
+        interval([a_run([True]), a_run([True], row="two_stream_small")])
 
 
 def test_a_paired_difference_is_narrower_than_two_intervals():
@@ -138,7 +138,7 @@ def test_a_paired_difference_is_narrower_than_two_intervals():
 
 
 def test_parameters_and_multiply_adds_equal_hand_counts():
-    model = create_model("c3d", 8, input="flow", widths=(4, 4, 4, 4))
+    model = create_model("c3d_small", 8, input="flow", widths=(4, 4, 4, 4))
     convolutions = 27 * (2 * 4 + 4 * 4 + 4 * 4 + 4 * 4)
     assert parameters(model) == convolutions + 4 * 2 * 4 + 4 * 8 + 8
     # Stride 1x2x2 first; pooling 2x2x2 behind the second and third convolution.
@@ -150,8 +150,8 @@ def test_non_local_blocks_cost_what_their_matrices_cost():
     """theta: N C d; phi, g: M C d at M = N / 4 positions; the map and its product: N M d each; W_z: N d C."""
     told = {"input": "flow", "widths": (4, 4, 4, 4)}
     plain, with_block = (
-        create_model("c3d", 8, **told),
-        create_model("c3d_non_local", 8, non_local=(2,), **told),
+        create_model("c3d_small", 8, **told),
+        create_model("c3d_small_non_local", 8, non_local=(2,), **told),
     )
     x = torch.zeros(1, 2, 8, 16, 16)
     N, M, C, d = 4 * 4 * 4, 4 * 2 * 2, 4, 2
@@ -187,7 +187,7 @@ def test_held_bytes_counts_what_is_alive():
 
 
 def test_training_memory_grows_with_the_batch_and_repeats():
-    model = create_model("two_stream", 4, widths=(4, 4, 8, 8), stack=4)
+    model = create_model("two_stream_small", 4, widths=(4, 4, 8, 8), stack=4)
     small, large = (example_input(model, 8, (24, 32), batch) for batch in (2, 8))
     assert training_memory(model, small) == training_memory(model, small)
     assert 2 < training_memory(model, large) / training_memory(model, small) < 4
@@ -199,11 +199,11 @@ def test_training_memory_grows_with_the_batch_and_repeats():
 def test_the_table_has_a_row_an_architecture(tmp_path):
     runs = [
         a_run([True, False], row=row, fold=fold)
-        for row in ("c3d_non_local", "c3d", "other")
+        for row in ("c3d_small_non_local", "c3d_small", "other")
         for fold in (0, 1)
     ]
     rows = summarise(runs)
-    assert [row.row for row in rows] == ["c3d", "c3d_non_local", "other"]
+    assert [row.row for row in rows] == ["c3d_small", "c3d_small_non_local", "other"]
     assert (rows[0].folds, rows[0].seeds, rows[0].accuracy.value) == (2, 1, 0.5)
     lines = markdown_table(rows).splitlines()
     assert len(lines) == 5
@@ -212,14 +212,14 @@ def test_the_table_has_a_row_an_architecture(tmp_path):
 
 
 def test_rows_that_are_not_comparable_make_no_readme_table(tmp_path):
-    for row, fold in (("c3d", 0), ("c3d", 1), ("cnn_rnn", 0)):
+    for row, fold in (("c3d_small", 0), ("c3d_small", 1), ("cnn_rnn", 0)):
         write_run(a_run([True, False], row=row, fold=fold), tmp_path)
     with pytest.raises(ValueError, match="differ in their recipe, clips, folds or seeds"):
         readme_table("trial", tmp_path)
 
 
 def test_the_readme_is_written_from_the_records(tmp_path):
-    for row in ("c3d", "c3d_non_local"):
+    for row in ("c3d_small", "c3d_small_non_local"):
         write_run(a_run([True, False], row=row), tmp_path)
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- comparison: by x -->\nold\n<!-- /comparison -->\nafter\n")

@@ -44,7 +44,7 @@ def inputs(tmp_path_factory):
         return prepare(fake_clips(), TINY.frames, TINY.resize)
 
 
-def fresh(name="c3d", **options):
+def fresh(name="c3d_small", **options):
     with seeded(TINY.seed):
         return create_model(name, 2, widths=(4, 4, 8, 8), **options)
 
@@ -151,7 +151,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", ["c3d", "cnn_rnn"])  # both use dropout
+@pytest.mark.parametrize("name", ["c3d_small", "cnn_rnn"])  # both use dropout
 def test_a_resumed_run_equals_an_uninterrupted_one(name, inputs, tmp_path):
     indices, _ = inputs.split(0)
     straight = fresh(name)
@@ -229,7 +229,7 @@ def test_accuracy_of_nothing_is_an_error():
 
 SMALL = {
     "2d": ("frame_average", {"widths": (4, 4, 8, 8)}),
-    "streams": ("two_stream", {"widths": (4, 4, 8, 8), "stack": 2}),
+    "streams": ("two_stream_small", {"widths": (4, 4, 8, 8), "stack": 2}),
 }
 
 
@@ -266,7 +266,7 @@ def test_a_study_records_each_run_once(inputs, tmp_path):
 
 
 def test_a_run_says_where_it_comes_from(inputs):
-    run = run_fold(inputs, "c3d", 1, TINY.replace(epochs=1), options={"widths": [4, 4, 8, 8]})
+    run = run_fold(inputs, "c3d_small", 1, TINY.replace(epochs=1), options={"widths": [4, 4, 8, 8]})
     assert run.data == {"name": "fake", "source": "20 clips of noise", "train": 16, "test": 4, "left_out": 1}
     assert run.names == ["clip02", "clip03", "clip12", "clip13"]
     assert run.options["input"] == run.input == "differences"
@@ -287,14 +287,14 @@ def test_other_clips_are_not_taken_for_the_recorded_ones(inputs, tmp_path):
 
 def test_clips_prepared_for_another_recipe_are_refused(inputs, tmp_path):
     with pytest.raises(ValueError, match=r"\(frames, height, width\) = \(4, 18, 20\), and the recipe says"):
-        run_study("x", ["c3d"], [0], (0,), inputs, TINY.replace(frames=8), root=tmp_path)
+        run_study("x", ["c3d_small"], [0], (0,), inputs, TINY.replace(frames=8), root=tmp_path)
 
 
 def test_unknown_rows_are_refused_before_anything_runs(inputs):
     with pytest.raises(ValueError, match="name='c4d'"):
         run_study("tiny", models=["c4d"], clips=inputs, recipe=TINY)
     with pytest.raises(TypeError, match="c3d has no option 'width'"):
-        run_study("tiny", models={"wide": ("c3d", {"width": 4})}, clips=inputs, recipe=TINY)
+        run_study("tiny", models={"wide": ("c3d_small", {"width": 4})}, clips=inputs, recipe=TINY)
 
 
 def test_a_killed_process_goes_on_to_the_same_result(inputs, tmp_path):

@@ -17,7 +17,8 @@ from nlutils.study.provenance import code_digest, provenance
 from nlutils.study.recipe import Recipe
 from nlutils.study.results import Run, read_run, run_path, write_run
 from nlutils.study.train import seeded, train
-from nlutils.torch.models import create_model, list_models, model_options
+from nlutils.torch.models import create_model, model_options
+from nlutils.torch.models.small import SMALL_MODELS
 from nlutils.video.clips import ClipSet
 
 __all__ = ["best_device", "run_fold", "run_study"]
@@ -47,7 +48,7 @@ def run_study(
 ) -> list[Run]:
     """Train and test every row on every fold with every seed; returns the runs, recorded ones included.
 
-    models   names, or {row: (name, options)}; all networks by default
+    models   names, or {row: (name, options)}; the small networks by default
     folds    all folds of the clips by default
     clips    a ClipSet (see `nlutils.video.open_clips`, the default) or what `prepare` made of one
     jobs     processes at a time; `threads` CPU threads each
@@ -229,7 +230,7 @@ def _recorded(cell, inputs, root) -> Run | None:
 def _rows(models) -> dict:
     """{row: (name, options)}; options in the form that JSON gives back."""
     if models is None:
-        models = list_models()
+        models = list(SMALL_MODELS)
     if not isinstance(models, Mapping):
         models = {name: (name, {}) for name in models}
     for name, options in models.values():
@@ -260,7 +261,7 @@ def _inputs(clips, recipe, rows) -> Inputs:
 
         clips = open_clips()
     flow = any(
-        name == "two_stream" or _options(name, options, recipe).get("input") == "flow"
+        name == "two_stream_small" or _options(name, options, recipe).get("input") == "flow"
         for name, options in rows.values()
     )
     return prepare(clips, recipe.frames, recipe.resize, flow=flow)

@@ -9,16 +9,16 @@ from pathlib import Path
 
 from nlutils.paths import atomic_path, project_root, results_root
 from nlutils.study.results import Interval, Run, interval, read_runs
-from nlutils.torch.models import list_models
+from nlutils.torch.models.small import SMALL_MODELS
 
 __all__ = ["Row", "comparison_figure", "markdown_table", "summarise", "write_readme_table"]
 
 TITLES = {
     "frame_average": "frame averaging, 2D",
     "cnn_rnn": "CNN+RNN (LSTM)",
-    "c3d": "C3D-style, 3D",
-    "two_stream": "two-stream",
-    "c3d_non_local": "C3D-style + 2 non-local blocks",
+    "c3d_small": "C3D-style, 3D",
+    "two_stream_small": "two-stream",
+    "c3d_small_non_local": "C3D-style + 2 non-local blocks",
 }
 # The README's comment lines around the comparison; the first may also name the command that writes it.
 MARKS = re.compile(r"(<!-- comparison\b[^>]*-->).*?(<!-- /comparison -->)", re.DOTALL)
@@ -44,11 +44,11 @@ class Row:
 
 
 def summarise(runs: Iterable[Run]) -> list[Row]:
-    """A row an architecture, in the order of `list_models()`; others follow by name."""
+    """A row an architecture, in the order of `SMALL_MODELS`; others follow by name."""
     by_row: dict[str, list[Run]] = {}
     for run in runs:
         by_row.setdefault(run.row, []).append(run)
-    order = list_models()
+    order = list(SMALL_MODELS)
     names = sorted(by_row, key=lambda row: (order.index(row) if row in order else len(order), row))
     return [_row(by_row[name]) for name in names]
 

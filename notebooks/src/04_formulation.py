@@ -38,7 +38,7 @@ np.set_printoptions(precision=3, suppress=True)
 # A red ball flies past a lamp: 2 frames of 2 x 2 positions, 8 positions in all. We number them
 # $i = 4t + 2r + c$ for frame $t$, row $r$, column $c$, and forget the grid. Position $i$ has a feature
 # vector $x_i$ of three numbers: how red, how bright, how fast. In frame 0 the ball is at the top left, in
-# frame 1 at the bottom right. Where nothing is, the ground is black and still.
+# frame 1 at the bottom right. The ground is black and still.
 
 # %%
 names = ["ball", "lamp", "wall", "ground", "wall", "lamp", "ground", "ball"]
@@ -156,7 +156,7 @@ plots.show(
 # %% [markdown]
 # ## 3 · Four ways to compare
 #
-# Comparing $x_i$ with $x_j$ directly leaves nothing to learn, and the wall looks more at the lamp, whose
+# Comparing $x_i$ with $x_j$ directly leaves nothing to learn in $f$, and the wall looks more at the lamp, whose
 # vector is longer, than at itself. So three matrices come in, learned in a network, chosen by hand here.
 # $\theta_i$ says what $i$ looks for, $\phi_j$ how $j$ shows itself, $g_j$ what $j$ gives:
 #
@@ -361,7 +361,7 @@ for name, layer in {"non-local": non_local_layer, "convolution": lambda v: convo
     assert (count, backwards, any_order) == ((144, True, True) if name == "non-local" else (8, False, False))
 
 # %% [markdown] tags=["explain"]
-# A changed $x_j$ enters every sum of equation 1, and no softmax weight is 0, hence 144; a 3 x 3 x 3 kernel in a corner reaches 8.
+# A changed $x_j$ enters every sum of equation 1, and no weight here is 0, hence 144; a 3 x 3 x 3 kernel in a corner reaches 8.
 #
 # The price: equation 1 never asks where $j$ is. Played backwards, every position takes its output vector
 # along to its new frame, and the mean over all positions, which a classifier often takes, stays as it was.
@@ -387,7 +387,7 @@ def plain_softmax(s):  # as in section 3
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def softmax(s):
+def softmax(s):  # from here on in place of section 3's, in pairwise too
     e = np.exp(s - s.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
@@ -579,7 +579,7 @@ difference(dphi, slope(lambda v: loss(theta, v, g), phi), "dphi, derived and mea
 
 # %% [markdown]
 # **Step 5, to $W_\theta$ and the layer below.** $\theta_{ik} = \sum_c W_{\theta,kc}\, x_{ic}$ is again a sum
-# of products. $x$ enters in three ways, so three gradients add up:
+# of products: $dW_{\theta,kc} = \sum_i d\theta_{ik}\, x_{ic}$. $x$ enters in three ways, so three gradients add up:
 #
 # $$dW_\theta = d\theta^\top x, \qquad dx = d\theta\, W_\theta + d\phi\, W_\phi + dg\, W_g$$
 #
@@ -611,7 +611,7 @@ difference(dx, measured, "Gaussian dx, derived and measured", below=1e-8)
 
 # %% [markdown]
 # **The dot product**, $w = s / N$. A constant divisor has no slope of its own, the paper's reason for $N$:
-# $ds = dw / N$ replaces steps 2 and 3. In step 4, with step 1 put in, the sums may change places:
+# $ds = dw / N$ replaces steps 2 and 3; $dg = w^\top dy$ and $d\phi = ds^\top \theta$ stay. In step 4, with step 1 put in, the sums may change places:
 #
 # $$d\theta_{ik} = \frac{1}{N} \sum_j dw_{ij}\, \phi_{jk} = \frac{1}{N} \sum_c dy_{ic}\, K_{kc},
 # \qquad K_{kc} = \sum_j \phi_{jk}\, g_{jc}$$
@@ -686,13 +686,13 @@ assert db_hidden[1] == 0
 assert not dg_hidden[1].any()
 
 # %% [markdown] tags=["explain"]
-# Zero: behind a closed column nothing is learned, not even how to be seen again. A softmax has no weight 0,
-# and in the dot product a weight of 0 still has a slope.
+# Zero: no gradient comes back through a closed column. Only shared weights or a larger $a_i$ can open
+# it again. In the dot product a weight of 0 still has a slope.
 #
 # ## 7 · The same from the library
 #
 # `nlutils.reference.non_local` is equation 1 as literal sums; `nlutils.torch.non_local` takes a batch, and
-# PyTorch finds the gradients by itself. All must agree.
+# PyTorch finds the gradients. All must agree.
 
 # %%
 import torch
@@ -724,7 +724,7 @@ for name in by_hand:
 # %% [markdown]
 # ## Exercises
 #
-# They use `theta`, `phi`, `g`, `s` and `dy` of section 6.
+# All use section 6's arrays.
 
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1 · Only the direction counts (easy, 10 minutes)
@@ -845,7 +845,7 @@ check(
 # ### Exercise 3 · The gradient of a cosine (hard, 25 minutes)
 #
 # Exercise 1 gives every $\theta_i$ the length 1: $\hat\theta_i = \theta_i / |\theta_i|$. Steps 1 to 4 then lead
-# to $d\hat\theta$. Derive $d\theta$ from it: take `theta` and `dunit`, both $(N, d)$, and return $(N, d)$.
+# to $d\hat\theta$. Derive $d\theta$ from it: take `theta` and `dunit` ($d\hat\theta$), both $(N, d)$, and return $(N, d)$.
 #
 # **Expect**: what autograd finds; each row of $d\theta$ at a right angle to $\theta_i$, because a longer
 # $\theta_i$ changes nothing.

@@ -114,8 +114,8 @@ plots.show(
 # ## 2 · A 1×1×1 convolution is a matrix
 #
 # Notebook 04 wrote $\theta(x_i) = W_\theta x_i$: one matrix, used at every position. In PyTorch the vectors stand in axis 1 of
-# $x$, behind the batch, and the layer that multiplies each of them by the same matrix is `nn.Conv3d(C, d, 1)`. (It also adds a
-# bias: zero for now.)
+# $x$, behind the batch, and the layer that multiplies each of them by the same matrix is `nn.Conv3d(C, d, 1)`. (And adds a
+# bias, zero for now.)
 
 # %%
 rng = np.random.default_rng(5)
@@ -141,8 +141,8 @@ everywhere = torch.einsum("dc,bcthw->bdthw", W_theta, x)
 difference(theta(x), everywhere, "at every position of both clips", below=1e-5)
 
 # %% [markdown]
-# So a 1×1×1 convolution mixes the channels of one position and never looks at a second one. In the whole block only a single step does
-# that: the map.
+# So a 1×1×1 convolution mixes the channels of one position and never looks at a second one. In the whole block only one step lets a position
+# choose what it takes from others: the map.
 #
 # ## 3 · The block by hand
 #
@@ -227,7 +227,7 @@ for t, ax in enumerate(axes):
     ax.set_title(f"t = {t}")
 plots.show(
     fig,
-    "The weights of the marked position over the three frames, in per cent, between 0 and 8. The largest lie anywhere; "
+    "The weights of the marked position over the three frames, in per cent, between 0 and 6. The largest lie anywhere; "
     "the three ringed positions of the marked thing do not stand out.",
 )
 
@@ -255,21 +255,24 @@ print("y_i, back in frames  ", y[0, :, 0, 1, 1].detach())
 # %% [markdown]
 # **Step 6, $W_z$ and its normalisation.** $W_z$ brings $d$ numbers back to $C$. Behind it the paper puts a batch normalisation: each
 # channel gets mean 0 and variance 1 over the batch and all positions, then is multiplied by a learned *gain* $\gamma$ and shifted by a
-# learned *bias* $\beta$. The gain starts at **zero**.
+# learned *bias* $\beta$. The gain starts at **zero**. With $n$ for $W_z y$, and $\mu_c$, $\sigma_c^2$ for mean and variance of channel $c$:
+#
+# $$\hat n_c = \frac{n_c - \mu_c}{\sqrt{\sigma_c^2 + \epsilon}}, \qquad \epsilon = 10^{-5}$$
 #
 # **Step 7, the residual.** Equation 6 of the paper:
 #
 # $$z_i = W_z y_i + x_i$$
 #
-# With step 6, the code adds the normalised $W_z y_i$, times the gain, plus $\beta$, in place of $W_z y_i$. No ReLU follows.
+# With step 6, the code adds $\gamma \hat n + \beta$ in place of $W_z y_i$. No ReLU follows.
 
 # %%
 w_z, norm = conv(d, C), nn.BatchNorm3d(C)
-n = w_z(y)
-print("W_z y_i          ", n[0, :, 0, 1, 1].detach())
-n = norm(n)
+before = w_z(y)
+print("W_z y_i          ", before[0, :, 0, 1, 1].detach())
+n = norm(before)
 print("normalised       ", n[0, :, 0, 1, 1].detach())
-difference(n.mean(dim=(0, 2, 3, 4)), torch.zeros(C), "mean of each channel is 0", below=1e-5)
+var, mean = torch.var_mean(before, dim=(0, 2, 3, 4), correction=0, keepdim=True)
+difference(n, (before - mean) / torch.sqrt(var + 1e-5), "the layer and the formula", below=1e-5)
 
 nn.init.zeros_(norm.weight)  # the gain, gamma
 z = x + norm(w_z(y))
@@ -279,7 +282,7 @@ assert z.shape == x.shape
 difference(z, x, "z and x")
 
 # %% [markdown]
-# Not approximately equal: exactly. A new block leaves a trained network as it was, to the last bit, and then learns from there.
+# Exactly equal: a new block leaves a trained network as it was, to the last bit, and learns from there.
 #
 # ## 4 · The class
 #
@@ -311,7 +314,7 @@ class NonLocalBlock(nn.Module):
 
 
 # %% [markdown]
-# Does it compute the same? It gets our weights, and a gain of 1, so that there is something to compare.
+# It gets our weights, and a gain of 1, so that there is something to compare.
 
 # %%
 block = NonLocalBlock(C, d)
@@ -325,7 +328,7 @@ difference(block(x), x + n, "class and steps", below=1e-5)
 # ## 5 · What learns in the first step?
 #
 # The block starts as the identity because its gain is zero. A popular question about public implementations is: *multiplied by zero, how can it ever
-# learn?* The block has ten parameter tensors. Some loss at its output is differentiated. Which of the ten receive a gradient that is not zero: in the
+# learn?* The block has ten parameter tensors. Which of the ten receive a gradient that is not zero: in the
 # first step, and in the second?
 
 # %%
@@ -357,7 +360,7 @@ assert [name for name, (_, second) in arrived.items() if second != "yes"] == [
 # %% [markdown] tags=["explain"]
 # **Step 1.** Whatever reaches $W_z$ or anything before it was multiplied by the gain, and the gain is 0: exactly nothing arrives. But the gradient
 # of the gain itself is the normalised $W_z y$ times the error, and that is not zero. So step 1 moves the gain and the bias only, and
-# from step 2 on the door is open. (Had we set $W_z$ *and* the gain to zero, it would stay shut for ever: exercise 3.)
+# from step 2 on the door is open. (With $W_z$ zero, too, it would stay shut: exercise 3.)
 #
 # **Step 2** has a surprise of its own: three biases still get at most rounding errors, and in training always will.
 #
@@ -365,8 +368,7 @@ assert [name for name, (_, second) in arrived.items() if second != "yes"] == [
 # - `g.bias` adds a constant to every $g(x_j)$; the weights sum to 1, so $y$ gets the same constant, which the normalisation subtracts again.
 # - `phi.bias` adds $\theta(x_i)^T b_\phi$ to every logit of row $i$; a softmax does not change when all logits grow by the same amount.
 #
-# We keep them, because published checkpoints have them. (Adam divides each gradient by its own size, so in section 6 even rounding errors move them.) Notebook 07
-# meets them again.
+# We keep them: published checkpoints have them. (In section 6 Adam moves even them, by rounding errors.)
 #
 # ## 6 · It learns
 #
@@ -426,7 +428,7 @@ for t in range(T):
 plots.show(
     fig,
     "The row of the marked position, in per cent, before and after training. Before: 1 per cent everywhere. "
-    "After: close to a third on each of the three ringed positions of the thing, its own among them, and little elsewhere.",
+    "After: close to a third on each of the three ringed positions of the thing, its own among them, 9 per cent on a fourth place at t = 1, row 2, column 4, and little elsewhere.",
 )
 
 # %% tags=["nbval-ignore-output"]
@@ -435,13 +437,18 @@ with torch.no_grad():
 t, h, w = torch.tensor(test_places).unbind(2)
 later = test_rows[torch.arange(1000)[:, None], t, h, w].sum(dim=1).mean()
 itself = test_rows[:, 0, 1, 1].mean()
+alike = x[0, :8, 0, 1, 1] @ x[0, :8, 1, 2, 4]  # of two looks of length 1: the cosine
+assert 0.8 < alike < 0.9
 assert 0.5 < later < 0.75
 assert 0.2 < itself < 0.4
+assert torch.allclose(untrained, torch.tensor(1 / N), rtol=0.05)
+print(f"cosine of the marked look and that at t = 1, (2, 4): {alike:.2f}")
 print(f"on the two later places {later:.2f}, on itself {itself:.2f}, elsewhere {1 - later - itself:.2f}")
 
 # %% [markdown] tags=["explain"]
 # Close to a third each, on *three* places. Equation 1 sums over all $j$, and $j = i$ is one of them: what looks like the marked thing most of all is the marked thing.
-# Its own value is 0, so $y$ comes out as two thirds of the mean, and $W_z$ with the gain makes up for the factor 1.5. Before training, each weight is
+# (The 9 at t = 1 lies on a thing that looks like it.)
+# Its own value is 0, so $y$ comes out as two thirds of the mean, and $the gain makes up for the factor 1.5 (the normalisation divides the size of $W_z$ out). Before training, each weight is about
 # 1/72: with weights of standard deviation 0.01 all logits are nearly 0, and a fresh block looks everywhere equally.
 #
 # ## 7 · Sub-sampling: before or after?
@@ -457,7 +464,7 @@ def pool(maps):
 
 
 def sub_sampled(x, order):
-    keys = pool(x) if order == "before" else x
+    keys = pool(x) if order == "before" else x  # the places looked at
     phi_j, g_j = phi(keys), g(keys)
     if order == "after":
         phi_j, g_j = pool(phi_j), pool(g_j)
@@ -490,7 +497,7 @@ assert gap > 0.5
 
 # %%
 def pairwise(theta, phi, instantiation, w_f=None):
-    """The normalised map f(x_i, x_j) / C: theta (B, N, d), phi (B, M, d) -> (B, N, M)."""
+    """The map, f(x_i, x_j) divided by its row's sum or by M: theta (B, N, d), phi (B, M, d) -> (B, N, M)."""
     if instantiation in ("gaussian", "embedded_gaussian"):
         return torch.softmax(theta @ phi.transpose(1, 2), dim=2)
     if instantiation == "dot_product":
@@ -609,7 +616,7 @@ assert row.shape == (T, H, W)
 difference(row, trained, "attention_rows and the row of section 6", below=1e-5)
 
 # %% [markdown] tags=["predict"]
-# The same function, without the map: beyond 32 MiB the softmax forms work on blocks of its rows, and the other two never need it. Notebook 09 derives how. `attention_rows` gives single rows, as we drew
+# The same function, and no map beyond 32 MiB: softmax forms see parts; the dot product needs a $d \times d$ matrix, the concatenation a sort. Notebook 09 derives how. `attention_rows` gives single rows, as we drew
 # them, at any size.
 #
 # More options: `scale` multiplies the logits by $d^{-1/2}$, as the released code does (notebook 08 says why); `attention` lets a position see its own frame (`"space"`) or its own place (`"time"`) only, `frames_per_group` its own group of frames;
@@ -644,8 +651,8 @@ assert min(errors[1:]) > 5 * test_error
 # None refuses. All six have the same names and shapes, and all six are wrong: a file of weights does not say which function it belongs to. With published weights, compare scale, order of pooling and normalisation with the code that
 # trained them; `nlutils.exchange.from_published` refuses options that the code of a published format does not have.
 #
-# In step 1 one door is open: the gain's, or, without a normalisation, that of $W_z$, whose gradient is the error times $y$. With no zero all learn at once, but a trained network around the block
-# starts from another function. (The paper trains network and blocks together: rate 0.01 for 64 clips, divided by 10 after every 150,000 of 400,000 steps.)
+# In step 1 one door is open: the gain's, or, without a normalisation, that of $W_z$, whose gradient is the error times $y$. With no zero all that can learn do so at once, but a trained network around the block
+# starts from another function.
 #
 # ## 10 · How many parameters?
 #
@@ -669,8 +676,7 @@ for C_block, expected in ((256, 132_224), (512, 526_592), (1024, 2_101_760)):
     )
 
 # %% [markdown]
-# No $T$, $H$ or $W$ in the formula: a block that sees the whole clip costs less than one layer that sees 27 positions. (In parameters;
-# notebook 09 counts work and memory.)
+# No $T$, $H$ or $W$ in the formula: a block that sees the whole clip costs less than one layer that sees 27 positions. (In parameters.)
 #
 # The paper puts 2 blocks at 512 and 3 at 1024 channels into a ResNet-101 and reports 1.2 times the parameters. The ResNet-101 alone has 43,319,760, counted from the
 # released architecture.
@@ -690,7 +696,7 @@ assert round((resnet + five) / resnet, 1) == 1.2
 # ### Exercise 1 · Count for every instantiation (easy, 10 minutes)
 #
 # Write `count(C, d, instantiation)`: the number of parameters of `NonLocalBlock(C, d, instantiation=instantiation)`, by arithmetic, without building
-# the block. **Expect**: for C = 512, d = 256 the four numbers 263,936, 526,592, 526,592 and 527,104.
+# the block. **Expect**: for C = 512, d = 256 the four numbers 263,936, 526,592, 526,592 and 527,104. The check also asks for another C and d.
 #
 # <details><summary>Hint 1: a nudge</summary>Start from the formula of section 10. Which terms does the Gaussian not have? What does the concatenation have in addition?</details>
 # <details><summary>Hint 2: the formula</summary>Each of θ, φ and g costs C d + d. w_f is a vector of 2 d numbers.</details>
@@ -712,20 +718,33 @@ def count(C, d, instantiation):
 
 
 # %% tags=["check"]
-names = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
-built = [sum(p.numel() for p in NonLocalBlock(512, 256, instantiation=name).parameters()) for name in names]
+def built(C, d, name):
+    return sum(p.numel() for p in NonLocalBlock(C, d, instantiation=name).parameters())
+
+
+def every(count):
+    names = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
+    return tuple(count(C, d, name) for C, d in ((512, 256), (20, 6)) for name in names)
+
+
 check(
     "Exercise 1",
-    lambda: tuple(count(512, 256, name) for name in names),
-    tuple(built),
+    lambda: every(count),
+    every(built),
     mistakes={
-        "the Gaussian has no theta and no phi: its embedding is the identity": (built[1], *built[1:]),
-        "the Gaussian lacks theta and phi, weights and biases; you took off only one of the two": (
-            built[0] + 131_328,
-            *built[1:],
+        "d is an argument, and not always C / 2": every(lambda C, d, name: built(C, C // 2, name)),
+        "the Gaussian has no theta and no phi: its embedding is the identity": every(
+            lambda C, d, name: built(C, d, "dot_product" if name == "gaussian" else name)
         ),
-        "w_f of the concatenation is missing": (*built[:3], built[1]),
-        "w_f has 2 d numbers, one half for theta and one for phi": (*built[:3], built[1] + 256),
+        "the Gaussian lacks theta and phi, weights and biases; you took off only one of the two": every(
+            lambda C, d, name: built(C, d, name) + (name == "gaussian") * (C * d + d)
+        ),
+        "w_f of the concatenation is missing": every(
+            lambda C, d, name: built(C, d, name.replace("concatenation", "dot_product"))
+        ),
+        "w_f has 2 d numbers, one half for theta and one for phi": every(
+            lambda C, d, name: built(C, d, name) - d * (name == "concatenation")
+        ),
     },
 )
 
@@ -785,7 +804,7 @@ check(
 # %% [markdown] tags=["exercise"]
 # ### Exercise 3 · Zero twice (medium, 20 minutes)
 #
-# Write `moved(block, steps)`: train `block` for so many steps of SGD on the given `clip` and `target`, and return the names of the parameters whose numbers changed, as a tuple.
+# Write `moved(block, steps)`: train `block` for so many steps of SGD (rate 0.1, mean squared error) on the given `clip` and `target`, and return the names of the parameters whose numbers changed, as a tuple.
 # The check gives it a block as in section 5 for 1 step, and one whose `w_z` is zero as well as the gain, for 5 steps. **Expect**: two names, and one.
 #
 # <details><summary>Hint 1: a nudge</summary>The loop of section 5, and a comparison of before and after. What does <code>before = parameter</code> keep: the numbers, or the parameter?</details>
@@ -819,15 +838,18 @@ def start(zero_twice):
     return block
 
 
-every = tuple(name for name, _ in start(False).named_parameters())
+all_names = tuple(name for name, _ in start(False).named_parameters())
 check(
     "Exercise 3",
     lambda: (moved(start(False), 1), moved(start(True), 5)),
     (("norm.weight", "norm.bias"), ("norm.bias",)),
     mistakes={
         "nothing moved: `before` must be a copy, and the optimiser must step": ((), ()),
-        "these are the parameters that stayed; the ones that changed are asked": (every[:8], every[:9]),
-        "all ten names: compare the numbers before and after": (every, every),
+        "these are the parameters that stayed; the ones that changed are asked": (
+            all_names[:8],
+            all_names[:9],
+        ),
+        "all ten names: compare the numbers before and after": (all_names, all_names),
     },
 )
 
@@ -837,9 +859,9 @@ check(
 #
 # ## What you learned
 #
-# - A 1×1×1 convolution is a matrix at each position; the map is the only step of the block in which positions meet.
+# - A 1×1×1 convolution is a matrix at each position; in the map alone a position chooses what it takes from others.
 # - $(B, C, T, H, W)$ becomes $(B, N, C)$ by `flatten(2).transpose(1, 2)`. A bare `reshape` has the right shape and the wrong numbers.
-# - A gain of zero makes the block the identity, exactly. Only the gain and its bias learn in step 1, the rest from step 2 on; three biases never learn.
+# - A gain of zero makes the block the identity, exactly. Only the gain and its bias learn in step 1, the rest from step 2 on. In the embedded Gaussian three biases never do.
 # - The order of pooling, the scale and the form of $f$ change the function and leave no trace in a file of weights.
 # - At $d = C/2$ a block has about $2C^2$ parameters, a 3×3×3 convolution $27C^2$.
 #

@@ -358,7 +358,7 @@ difference(packaged(x, training=True), steps, "nlutils and steps, training", bel
 difference(block(x, training=True), steps, "our layer and steps, training", below=10 * settings.rounding)
 
 # %% [markdown] tags=["predict"]
-# A new block multiplies everything it has found out by a gain of zero. *Then how can it ever learn?* is what users of public implementations ask most. We give a new block our weights, keep the gain at
+# A new block multiplies everything it has found out by a gain of zero. *Then how can it ever learn?* is what users of public implementations often ask. We give a new block our weights, keep the gain at
 # zero, and take two steps of plain SGD towards a random target. Which of the ten weights move in step 1, and which in step 2?
 
 # %%
@@ -431,20 +431,19 @@ for eagerly in (False, True):
     loss = keras.losses.BinaryCrossentropy(from_logits=True)
     forgetful.compile(optimizer="adam", loss=loss, run_eagerly=eagerly, jit_compile=False)
     try:
-        last = forgetful.fit(some_x, some_answer, epochs=3, batch_size=64, verbose=0).history["loss"][-1]
-        print(f"run_eagerly={eagerly}: no error; the loss is above 0.6: {last > 0.6}")
+        forgetful.fit(some_x, some_answer, epochs=1, batch_size=64, verbose=0)
+        print(f"run_eagerly={eagerly}: no error")
     except ValueError as error:
         print(f"run_eagerly={eagerly}: ValueError, and it is about variables: {'Variable' in str(error)}")
 print("trained:", [weight.path.split("/")[-1] for weight in forgetful.trainable_weights], "of Dense")
 assert len(forgetful.trainable_weights) == 2
-assert last > 0.6  # a guess has ln 2 = 0.69
 
 # %% [markdown] tags=["explain"]
 # Before the first call nobody has any: `NonLocalBlock()` does not know $C$ yet. So count the weights, load them and start an optimiser only after `build`. After it, ours has ten: four kernels
 # with their biases, gain and $\beta$.
 #
-# The forgetful layer draws new random matrices at each call. Nothing is kept, so nothing is trained. TensorFlow's `fit` at least stops, because variables are made inside its graph. Run eagerly, or on PyTorch or JAX, it trains the `Dense` alone and says
-# nothing; the loss stays at that of guessing. `len(layer.trainable_weights)` after the first call is the test.
+# The forgetful layer draws new random matrices at each call. Nothing is kept, so nothing is trained. TensorFlow's `fit` at least stops, because variables are made inside its graph. Run eagerly, it trains the `Dense` alone and says
+# nothing. `len(layer.trainable_weights)` after the first call is the test.
 #
 # ## 7 · How many, and into a file
 #
@@ -496,7 +495,7 @@ difference(again(x), model(x), "read from the file", below=settings.rounding)
 
 # %%
 def pairwise(theta, phi, instantiation, w_f=None):
-    """The normalised map f(x_i, x_j) / C: theta (B, N, d), phi (B, M, d) -> (B, N, M)."""
+    """The map, f(x_i, x_j) divided by its row's sum or by M: theta (B, N, d), phi (B, M, d) -> (B, N, M)."""
     if instantiation in ("gaussian", "embedded_gaussian"):
         return ops.softmax(ops.matmul(theta, ops.transpose(phi, (0, 2, 1))), axis=2)
     if instantiation == "dot_product":
@@ -545,7 +544,7 @@ for form in ("gaussian", "embedded_gaussian", "dot_product", "concatenation"):
             getattr(block, name).set_weights(layer.get_weights())
         if form == "concatenation":
             block.w_f.assign(w_f)
-        keys = pool(x_tensor) if order == "before" else x_tensor
+        keys = pool(x_tensor) if order == "before" else x_tensor  # the places looked at
         theta_x, phi_x = (theta(x_tensor), phi(keys)) if embeddings else (x_tensor, keys)
         g_x = g(keys)
         if order == "after":
@@ -561,7 +560,7 @@ for form in ("gaussian", "embedded_gaussian", "dot_product", "concatenation"):
 #
 # Pooling *before* $\phi$ and $g$ (released code) and *after* them (the paper's text) have the same weights and are different functions (notebook 05).
 #
-# `nlutils.keras.NonLocalBlock` has all of this and builds no large map: forward and backward, in any of the four forms, its memory grows with $N$, not $N^2$. Notebook 09 derives how.
+# `nlutils.keras.NonLocalBlock` has all of this and builds no map above 32 MiB: forward and backward, in any of the four forms, its memory grows with $N$, not $N^2$. Notebook 09 derives how.
 #
 # ## 9 · It learns to count votes
 #
@@ -590,6 +589,7 @@ def accuracy(model, x, answer):
 
 everybody = ((test_x[..., 8].sum((1, 2, 3)) > 0) == test_answer).mean()
 learned = accuracy(model, test_x, test_answer)
+assert np.allclose(untrained, 1 / N, rtol=0.05)
 assert everybody < 0.7
 assert learned > 0.95
 
@@ -598,7 +598,7 @@ print("loss, epoch by epoch:", np.array(losses))
 print(f"right on 1000 new clips: {learned:.3f}; the majority of all votes: {everybody:.3f}")
 
 # %% [markdown]
-# Here is the row of the asker in the map, over the frames, for a clip it was not trained on. Before training all 60 weights are equal, 1/60, because weights of
+# Here is the row of the asker in the map, over the frames, for a clip it was not trained on. Before training all 60 weights are nearly equal, about 1/60, because weights of
 # standard deviation 0.01 make all logits nearly 0. Which numbers should the ringed places have after training?
 
 # %%
@@ -613,7 +613,7 @@ for row, weights, name in zip(axes, (untrained, trained), ("untrained", "trained
 plots.show(
     fig,
     "The row of the asker over four frames, in per cent. Untrained: 2 per cent everywhere. Trained: close to a quarter "
-    "on each of the four ringed places, its own among them, and almost nothing elsewhere.",
+    "on each of the four ringed places, its own among them, 5 per cent on one more at t = 1, almost nothing elsewhere.",
 )
 
 # %% tags=["nbval-ignore-output"]
@@ -639,8 +639,7 @@ print("right in more than 9 of 10 clips of 16 frames:", long_right > 0.9)
 print("parameters of both models:", model.count_params(), "and", long_model.count_params())
 
 # %% [markdown] tags=["explain"]
-# Nearly all. No weight of the block depends on $T$, $H$, $W$ or $N$ (section 7: the formula has only $C$ and $d$). And the softmax divides by its own sum: each of the 16 places gets
-# about 1/16, $y$ is the *mean* vote instead of the sum, and a mean has the sign of the majority whether 3 have voted or 15.
+# In more than nine of ten. No weight of the block depends on $T$, $H$, $W$ or $N$ (section 7: the formula has only $C$ and $d$). And the softmax divides by its own sum: 16 places share what 4 shared before, $y$ is the *mean* vote instead of the sum, and a mean has the sign of the majority whether 3 have voted or 15.
 #
 # ## Exercises
 
@@ -686,7 +685,7 @@ check(
 # ### Exercise 2 · Trainable and all (easy, 10 minutes)
 #
 # Write `counts(C, d)`: two numbers, the trainable parameters and what `count_params()` says, for a block in which $W_z$ and the embeddings have **no bias** (some published blocks are like this),
-# by arithmetic. **Expect**: for C = 1024, d = 512 the first is 2,099,200.
+# by arithmetic. **Expect**: for C = 1024, d = 512 the first is 2,099,200. The check also asks for another C and d.
 #
 # <details><summary>Hint 1: a nudge</summary>Which terms of the formula of section 7 are biases of convolutions? β is no bias of a convolution.</details>
 # <details><summary>Hint 2: the formula</summary>4 C d + 2 C are trainable; the running mean and variance are not.</details>
@@ -706,16 +705,17 @@ def counts(C, d):
 # %% tags=["check"]
 check(
     "Exercise 2",
-    lambda: counts(1024, 512),
-    (2_099_200, 2_101_248),
+    lambda: (*counts(1024, 512), *counts(20, 6)),
+    (2_099_200, 2_101_248, 520, 560),
     mistakes={
-        "the biases of the convolutions are still in": (2_101_760, 2_103_808),
-        "the bias of W_z is still in": (2_100_224, 2_102_272),
-        "gain and β of the normalisation are missing": (2_097_152, 2_099_200),
-        "the running mean and variance are missing in the second number": (2_099_200, 2_099_200),
-        "running mean *and* variance: 2 C numbers": (2_099_200, 2_100_224),
-        "the running mean and variance are not trainable": (2_101_248, 2_101_248),
-        "one of the four matrices is missing": (1_574_912, 1_576_960),
+        "d is an argument, and not always C / 2": (2_099_200, 2_101_248, 840, 880),
+        "the biases of the convolutions are still in": (2_101_760, 2_103_808, 558, 598),
+        "the bias of W_z is still in": (2_100_224, 2_102_272, 540, 580),
+        "gain and β of the normalisation are missing": (2_097_152, 2_099_200, 480, 520),
+        "the running mean and variance are missing in the second number": (2_099_200, 2_099_200, 520, 520),
+        "running mean *and* variance: 2 C numbers": (2_099_200, 2_100_224, 520, 540),
+        "the running mean and variance are not trainable": (2_101_248, 2_101_248, 560, 560),
+        "one of the four matrices is missing": (1_574_912, 1_576_960, 400, 440),
     },
 )
 

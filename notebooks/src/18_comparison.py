@@ -33,7 +33,8 @@ from IPython.display import Markdown, display
 from nlutils import course, plots, study
 from nlutils.course import check, difference
 from nlutils.paths import results_root
-from nlutils.torch import create_model, list_models
+from nlutils.torch import create_model
+from nlutils.torch.models.small import SMALL_MODELS
 from nlutils.video import describe_source, open_clips
 
 settings = course.settings(
@@ -59,42 +60,44 @@ if profile != "gpu":
 # |:--|:--|:--|
 # | `frame_average` | the same 2D network on every step, features averaged | only in the average |
 # | `cnn_rnn` | the same 2D network on every step, then an LSTM | in the LSTM's state |
-# | `c3d` | 3x3x3 convolutions throughout | in every kernel, 3 steps at a time |
-# | `two_stream` | one 2D network on colour frames, one on stacks of 8 flow fields | in the stack |
-# | `c3d_non_local` | `c3d` with two of notebook 05's blocks, after stages 2 and 3 | in kernels, and between any two positions |
+# | `c3d_small` | 3x3x3 convolutions throughout | in every kernel, 3 steps at a time |
+# | `two_stream_small` | one 2D network on colour frames, one on stacks of 8 flow fields | in the stack |
+# | `c3d_small_non_local` | `c3d_small` with two of notebook 05's blocks, after stages 2 and 3 | in kernels, and between any two positions |
 #
-# The input of all but `two_stream` is optical flow: a step of a clip is a field of 2 numbers a pixel, how
+# The input of all but `two_stream_small` is optical flow: a step of a clip is a field of 2 numbers a pixel, how
 # far it moved right and down. With so few clips, networks that must first discover motion in colours learn
-# little. `two_stream` has colour beside flow, as published.
+# little. `two_stream_small` has colour beside flow, as published.
 
 # %%
 recipe = study.Recipe()  # 16 steps of 40 x 56 pixels
 networks = {}
-for name in list_models():
+for name in SMALL_MODELS:
     torch.manual_seed(0)
-    networks[name] = create_model(name, 8, **({} if name == "two_stream" else {"input": recipe.input})).eval()
+    networks[name] = create_model(
+        name, 8, **({} if name == "two_stream_small" else {"input": recipe.input})
+    ).eval()
 
 print("network            weights   multiply-adds a clip")
 for name, network in networks.items():
     x = study.example_input(network, recipe.frames, recipe.size)
     print(f"{name:16}  {study.parameters(network):8,}   {study.multiply_adds(network, x):12,}")
 
-x = study.example_input(networks["c3d"], recipe.frames, recipe.size)
+x = study.example_input(networks["c3d_small"], recipe.frames, recipe.size)
 assert x.shape == (1, 2, 16, 40, 56)  # (B, C, T, H, W)
-assert networks["c3d"](x).shape == (1, 8)
+assert networks["c3d_small"](x).shape == (1, 8)
 
 # %% [markdown]
-# Two of these numbers can be checked in the head. Going from `frame_average` to `c3d` makes every kernel
-# three times as long and leaves its in- and outputs as they are. And the blocks of `c3d_non_local` add
+# Two of these numbers can be checked in the head. Going from `frame_average` to `c3d_small` makes every kernel
+# three times as long and leaves its in- and outputs as they are. And the blocks of `c3d_small_non_local` add
 # few weights but work with all pairs of positions: 1,120 after stage 2, where keys are pooled to 280.
 
 # %%
 weights_2d = {k: w for k, w in networks["frame_average"].named_parameters() if w.ndim == 4}
-weights_3d = {k: w for k, w in networks["c3d"].named_parameters() if w.ndim == 5}
+weights_3d = {k: w for k, w in networks["c3d_small"].named_parameters() if w.ndim == 5}
 assert sum(w.numel() for w in weights_3d.values()) == 3 * sum(w.numel() for w in weights_2d.values())
-added = study.parameters(networks["c3d_non_local"]) - study.parameters(networks["c3d"])
+added = study.parameters(networks["c3d_small_non_local"]) - study.parameters(networks["c3d_small"])
 print(
-    f"two non-local blocks: {added:,} weights, {100 * added / study.parameters(networks['c3d']):.1f} % more"
+    f"two non-local blocks: {added:,} weights, {100 * added / study.parameters(networks['c3d_small']):.1f} % more"
 )
 
 # %% [markdown] tags=["predict"]
@@ -109,7 +112,7 @@ x = x.double()  # in float64, rounding stays far below any real difference
 backwards = x.flip(2)  # the same fields, last first
 film_backwards = -x.flip(2)  # last first, and every arrow turned round
 with torch.no_grad():
-    for name in ("frame_average", "cnn_rnn", "c3d", "c3d_non_local"):
+    for name in ("frame_average", "cnn_rnn", "c3d_small", "c3d_small_non_local"):
         network = networks[name].double()
         same = [
             torch.allclose(network(x), network(other), atol=1e-10) for other in (backwards, film_backwards)
@@ -165,8 +168,8 @@ for fold in sorted({clip.fold for clip in clips.clips}):
 runs = {}
 for run in study.read_runs("core8"):
     runs.setdefault(run.row, []).append(run)
-rows = runs["c3d"]
-assert sorted(runs) == sorted(list_models())
+rows = runs["c3d_small"]
+assert sorted(runs) == sorted(SMALL_MODELS)
 assert [run.fold for run in rows] == [0, 1, 2, 3, 4]
 
 for run in rows:
@@ -257,7 +260,7 @@ pairs = [(p, q) for p in table for q in table if p.accuracy.value > q.accuracy.v
 overlapping = [p for p, q in pairs if p.accuracy.low < q.accuracy.high]
 print(f"{len(overlapping)} of {len(pairs)} pairs of intervals overlap")
 assert (len(overlapping), len(pairs)) == (9, 10)
-assert max(table, key=lambda row: row.accuracy.value).row == "c3d"
+assert max(table, key=lambda row: row.accuracy.value).row == "c3d_small"
 
 # %% [markdown]
 # Nine of ten pairs of intervals overlap. Does that mean that these networks cannot be told apart?
@@ -286,35 +289,39 @@ def paired(name_a, name_b):
     return bootstrap([group_of[n] for n in names], [float(a[n]) - float(b[n]) for n in names])
 
 
-blocks = paired("c3d_non_local", "c3d")
-again = study.difference_interval(runs["c3d_non_local"], runs["c3d"])
+blocks = paired("c3d_small_non_local", "c3d_small")
+again = study.difference_interval(runs["c3d_small_non_local"], runs["c3d_small"])
 difference(blocks, (again.value, again.low, again.high), "the same from nlutils.study", below=1e-12)
-for name in ("frame_average", "cnn_rnn", "two_stream"):
-    d, low, high = paired(name, "c3d")
+for name in ("frame_average", "cnn_rnn", "two_stream_small"):
+    d, low, high = paired(name, "c3d_small")
     print(f"{name:13} - c3d, percentage points: {100 * d:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
     assert -0.185 < d < -0.155
     assert high < -0.05
 
 # %% [markdown] tags=["predict"]
-# `c3d` beats three others by 16 to 18 points, and none of the three intervals comes near 0, although two of
+# `c3d_small` beats three others by 16 to 18 points, and none of the three intervals comes near 0, although two of
 # these networks had overlapping intervals a moment ago.
 #
-# Now the question that this course is about: `c3d_non_local` minus `c3d`, two networks that differ in two
+# Now the question that this course is about: `c3d_small_non_local` minus `c3d_small`, two networks that differ in two
 # blocks. Where do you expect the difference, above zero or below? And which of the two has the smaller
 # *training* loss at the end?
 
 # %%
 print(
-    "c3d_non_local - c3d, percentage points: {:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * v for v in blocks))
+    "c3d_small_non_local - c3d_small, percentage points: {:+.1f} ({:+.1f} to {:+.1f})".format(
+        *(100 * v for v in blocks)
+    )
 )
-for name in ("c3d", "c3d_non_local"):
+for name in ("c3d_small", "c3d_small_non_local"):
     print(
         f"{name:13}  training loss of the last epoch, mean of five folds: {np.mean([r.losses[-1] for r in runs[name]]):.2f}"
     )
 
 assert -0.08 < blocks[0] < -0.05
-last = {name: np.mean([run.losses[-1] for run in runs[name]]) for name in ("c3d", "c3d_non_local")}
-assert abs(last["c3d"] - last["c3d_non_local"]) < 0.05
+last = {
+    name: np.mean([run.losses[-1] for run in runs[name]]) for name in ("c3d_small", "c3d_small_non_local")
+}
+assert abs(last["c3d_small"] - last["c3d_small_non_local"]) < 0.05
 assert -0.01 < blocks[2] < 0.01
 
 # %% [markdown] tags=["explain"]
@@ -327,7 +334,7 @@ assert -0.01 < blocks[2] < 0.01
 # %% [markdown]
 # ## 6 · Train two rows now
 #
-# Recorded numbers are somebody else's. The next cells train `c3d` and `c3d_non_local` here, on the clips of
+# Recorded numbers are somebody else's. The next cells train `c3d_small` and `c3d_small_non_local` here, on the clips of
 # section 2, with the recorded recipe but for the number of epochs, and test them on the
 # clips of the same fold. Where runs on these clips are recorded, theirs stand beside.
 
@@ -347,7 +354,7 @@ print(
 # %% tags=["nbval-ignore-output"]
 live = []
 for fold in settings.folds:
-    for name in ("c3d", "c3d_non_local"):
+    for name in ("c3d_small", "c3d_small_non_local"):
         run = study.run_fold(inputs, name, fold, recipe)
         live.append(run)
         losses = " ".join(f"{loss:.2f}" for loss in run.losses)
@@ -402,25 +409,25 @@ if output:
 # %% [markdown]
 # ## 7 · What is shown, and what is not
 #
-# The recipe (input, learning rate, pooling, size) was chosen in a few trials of `c3d`, trained on folds 2, 3
+# The recipe (input, learning rate, pooling, size) was chosen in a few trials of `c3d_small`, trained on folds 2, 3
 # and 4 and tested on fold 1. So fold 1 has been looked at. Does anything hang on it?
 
 # %%
 others = {name: [run for run in runs[name] if run.fold != 1] for name in runs}
 for row in table:
     print(f"{row.row:14}  all folds {row.accuracy}, without fold 1 {study.interval(others[row.row])}")
-unseen = study.difference_interval(others["c3d_non_local"], others["c3d"])
+unseen = study.difference_interval(others["c3d_small_non_local"], others["c3d_small"])
 print(
-    f"c3d_non_local - c3d without fold 1: {100 * unseen.value:+.1f} ({100 * unseen.low:+.1f} to {100 * unseen.high:+.1f})"
+    f"c3d_small_non_local - c3d_small without fold 1: {100 * unseen.value:+.1f} ({100 * unseen.low:+.1f} to {100 * unseen.high:+.1f})"
 )
 made = {name: [run for run in study.read_runs("procedural") if run.row == name] for name in runs}
-easy = study.difference_interval(made["c3d_non_local"], made["c3d"])
+easy = study.difference_interval(made["c3d_small_non_local"], made["c3d_small"])
 print(
-    f"c3d_non_local - c3d, procedural clips: {100 * easy.value:+.1f} ({100 * easy.low:+.1f} to {100 * easy.high:+.1f})"
+    f"c3d_small_non_local - c3d_small, procedural clips: {100 * easy.value:+.1f} ({100 * easy.low:+.1f} to {100 * easy.high:+.1f})"
 )
 assert easy.low < 0 < easy.high
 best = max(others, key=lambda name: study.interval(others[name]).value)
-assert (best, unseen.low < unseen.value < 0 < unseen.high) == ("c3d", True)
+assert (best, unseen.low < unseen.value < 0 < unseen.high) == ("c3d_small", True)
 
 # %% [markdown]
 # **Shown**, for these clips, this size and this recipe: with optical flow as input, 3x3x3 convolutions beat
@@ -434,7 +441,7 @@ assert (best, unseen.low < unseen.value < 0 < unseen.high) == ("c3d", True)
 #   other places, other instantiations, colour input, longer clips, more clips, pre-training.
 # - How much is luck of the start: there is one seed. The interval covers the choice of films, not that of
 #   the first weights.
-# - That the other rows are at their best: the recipe was chosen with `c3d`, which may favour it.
+# - That the other rows are at their best: the recipe was chosen with `c3d_small`, which may favour it.
 # - Whether the two-stream network suffers from its colour stream: its streams were not tested apart.
 # - What the extra weights do without attention: a control with as many weights in plain convolutions, and
 #   one with a uniform map in place of the learned one, would have to come first if there were a gain.
@@ -447,11 +454,11 @@ assert (best, unseen.low < unseen.value < 0 < unseen.high) == ("c3d", True)
 # %% [markdown] tags=["exercise"]
 # ### Exercise 1 · Two networks vote (easy, 10 minutes)
 #
-# Average the *probabilities* that two networks give, the way `two_stream` joins its streams. `a` and `b` are
+# Average the *probabilities* that two networks give, the way `two_stream_small` joins its streams. `a` and `b` are
 # logits of shape `(clips, classes)`; return probabilities of the same shape.
 #
 # **Expect**: rows that add up to 1. Once the check says *right*,
-# `np.mean(vote(a, b).argmax(axis=1) == labels)` is the accuracy of `c3d` and `two_stream` together.
+# `np.mean(vote(a, b).argmax(axis=1) == labels)` is the accuracy of `c3d_small` and `two_stream_small` together.
 #
 # <details><summary>Hint 1: a nudge</summary> Softmax first, mean second. </details>
 # <details><summary>Hint 2: the formula</summary> $p = \frac12 (\mathrm{softmax}(a) + \mathrm{softmax}(b))$,
@@ -474,8 +481,8 @@ def vote(a, b):
 
 
 # %% tags=["check"]
-a, b = (np.concatenate([run.logits for run in runs[name]]) for name in ("c3d", "two_stream"))
-labels = np.concatenate([run.labels for run in runs["c3d"]])
+a, b = (np.concatenate([run.logits for run in runs[name]]) for name in ("c3d_small", "two_stream_small"))
+labels = np.concatenate([run.labels for run in runs["c3d_small"]])
 p_a, p_b = (torch.from_numpy(logits).softmax(dim=1).numpy() for logits in (a, b))
 columns = torch.from_numpy(a).softmax(dim=0).numpy() / 2 + torch.from_numpy(b).softmax(dim=0).numpy() / 2
 check(
@@ -497,7 +504,7 @@ check(
 # Count a confusion matrix: entry `[i, j]` is the number of clips of class `i` that are called `j`.
 #
 # **Expect**: an 8 x 8 matrix of whole numbers whose sum is 296. Its diagonal, divided by its row sums, tells
-# which class is easiest for `c3d`.
+# which class is easiest for `c3d_small`.
 #
 # <details><summary>Hint 1: a nudge</summary> Each clip adds 1 to one entry. </details>
 # <details><summary>Hint 2: the formula</summary> $M_{ij} = \sum_n [\,y_n = i\,][\,\hat y_n = j\,]$ </details>
@@ -532,8 +539,8 @@ check(
 # ### Exercise 3 · Could the difference be chance? (hard, 20 minutes)
 #
 # If the two blocks made no difference, then for each source it would be a coin's toss which network gets
-# which result. `d` holds, for each of the 113 sources, how many clips more `c3d_non_local` has right than
-# `c3d`; `signs` is 10,000 x 113 tosses, +1 or -1. Return the share of tosses whose total is at least as far
+# which result. `d` holds, for each of the 113 sources, how many clips more `c3d_small_non_local` has right than
+# `c3d_small`; `signs` is 10,000 x 113 tosses, +1 or -1. Return the share of tosses whose total is at least as far
 # from 0 as the real one: the two-sided p-value.
 #
 # **Expect**: a number between 0 and 1. Small means: hard to explain by chance.
@@ -555,7 +562,7 @@ def p_value(d, signs):
 
 # %% tags=["check"]
 sources = sorted(set(groups))
-gain = np.concatenate([run.right for run in runs["c3d_non_local"]]).astype(int) - right.astype(int)
+gain = np.concatenate([run.right for run in runs["c3d_small_non_local"]]).astype(int) - right.astype(int)
 d = np.array([gain[groups == g].sum() for g in sources])
 signs = np.random.default_rng(1).choice([-1, 1], size=(10_000, len(d)))
 totals = signs @ d

@@ -1,22 +1,15 @@
-"""Small video networks of one size class (100,000 to 300,000 weights), one file a family, made by name."""
+"""Video networks, one file a family, made by name: the papers' own, and in `small` the study's."""
 
 import inspect
 
 from nlutils.arguments import one_of, positive_integer
-from nlutils.torch.models.c3d import C3D, C3DNonLocal
-from nlutils.torch.models.cnn_rnn import CNNRNN
 from nlutils.torch.models.common import INPUT_CHANNELS, VideoClassifier
-from nlutils.torch.models.frame_average import FrameAverage
-from nlutils.torch.models.two_stream import TwoStream
+from nlutils.torch.models.small import SMALL_MODELS
 
 __all__ = ["INPUT_CHANNELS", "VideoClassifier", "create_model", "list_models", "model_options"]
 
 MODELS = {
-    "frame_average": FrameAverage,
-    "cnn_rnn": CNNRNN,
-    "c3d": C3D,
-    "two_stream": TwoStream,
-    "c3d_non_local": C3DNonLocal,
+    **SMALL_MODELS,
 }
 
 

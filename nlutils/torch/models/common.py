@@ -1,4 +1,6 @@
-"""What the study's networks share: their inputs, the loss, a per-frame encoder."""
+"""What the networks share: their inputs, the loss, what they were published with, a per-frame encoder."""
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from nlutils.arguments import one_of, positive_integer
 __all__ = [
     "INPUT_CHANNELS",
     "WIDTHS",
+    "Expects",
     "FrameEncoder",
     "VideoClassifier",
     "check_input",
@@ -17,8 +20,8 @@ __all__ = [
     "mean_probability",
 ]
 
-# Channels of the four stages. All networks share them, so a 3D network is its 2D neighbour with longer
-# kernels.
+# Channels of the four stages of the small networks. All of them share these, so a 3D network is its 2D
+# neighbour with longer kernels.
 WIDTHS = (16, 32, 64, 128)
 
 # What a network may be fed with, and its channels: colour frames; differences of consecutive frames;
@@ -47,6 +50,26 @@ def mean_probability(logits: torch.Tensor, dim: int) -> torch.Tensor:
     )
 
 
+@dataclass(frozen=True)
+class Expects:
+    """What a network was published with, so that nobody has to guess.
+
+    frames, stride   the time steps that it sees, and the frames of the video from one step to the next
+    size             (height, width)
+    mean, std        a channel: (value - mean) / std of values in [0, 1] goes in
+    colour           "RGB" or "BGR": the order of the channels
+    source           where this is written
+    """
+
+    frames: int
+    size: tuple[int, int]
+    stride: int = 1
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    colour: str = "RGB"
+    source: str = ""
+
+
 class VideoClassifier(nn.Module):
     """A network that maps clips to class scores.
 
@@ -56,6 +79,7 @@ class VideoClassifier(nn.Module):
     """
 
     input: str | tuple[str, ...]
+    expects: Expects | None = None  # None: made for this project, of no published size
 
     def loss(self, x, labels: torch.Tensor) -> torch.Tensor:
         """The mean cross-entropy of a batch."""

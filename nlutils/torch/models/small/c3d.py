@@ -1,0 +1,74 @@
+"""C3D-style: 3x3x3 convolutions throughout, with or without non-local blocks between the stages.
+
+Tran et al., Learning Spatiotemporal Features with 3D Convolutional Networks, ICCV 2015 (C3D): 3x3x3 kernels
+everywhere, and a first stage that leaves time alone. Smaller here, so that a CPU trains it in minutes: a
+stride in place of the first pooling, batch normalisation, and a global mean in place of the two large fully
+connected layers. The blocks: Wang et al., Non-local Neural Networks, CVPR 2018, section 3.3.
+"""
+
+from torch import nn
+
+from nlutils.arguments import one_of
+from nlutils.torch.blocks import NonLocalBlock
+from nlutils.torch.models.common import WIDTHS, VideoClassifier, check_input, check_widths
+
+__all__ = ["C3DSmall", "C3DSmallNonLocal"]
+
+
+class C3DSmall(VideoClassifier):
+    """(B, C, T, H, W) -> (B, num_classes).
+
+    Four stages, each a 3x3x3 convolution with batch normalisation and ReLU: stride 1x2x2 in the first, 2x2x2
+    max pooling after the second and third, the mean over space and time at the end. `non_local` lists the
+    stages (1 to 4) that a non-local block follows, behind the pooling; `block` holds the blocks' options (see
+    `nlutils.torch.NonLocalBlock`).
+    """
+
+    def __init__(self, num_classes, *, input="rgb", widths=WIDTHS, dropout=0.5, non_local=(), block=None):
+        super().__init__()
+        self.input = input
+        channels, widths = check_input(input), check_widths(widths)
+        non_local = [one_of("non_local", stage, range(1, len(widths) + 1)) for stage in non_local]
+        layers = []
+        for stage, width in enumerate(widths, start=1):
+            layers += [
+                nn.Conv3d(channels, width, 3, stride=(1, 2, 2) if stage == 1 else 1, padding=1, bias=False),
+                nn.BatchNorm3d(width),
+                nn.ReLU(inplace=True),
+            ]
+            if stage in (2, 3):
+                layers.append(nn.MaxPool3d(2))
+            if stage in non_local:
+                layers.append(NonLocalBlock(width, ndim=3, **(block or {})))
+            channels = width
+        self.features = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(channels, num_classes)
+
+    def forward(self, x):
+        features = self.features(x).mean(dim=(2, 3, 4))  # (B, D)
+        return self.classifier(self.dropout(features))
+
+
+class C3DSmallNonLocal(C3DSmall):
+    """C3DSmall with embedded Gaussian non-local blocks after its second and third stage.
+
+    The keys and values are pooled 2x2 in space, as in the paper's released networks.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        *,
+        input="rgb",
+        widths=WIDTHS,
+        dropout=0.5,
+        non_local=(2, 3),
+        instantiation="embedded_gaussian",
+        subsample="before",
+        scale=False,
+    ):
+        block = {"instantiation": instantiation, "subsample": subsample, "scale": scale}
+        super().__init__(
+            num_classes, input=input, widths=widths, dropout=dropout, non_local=non_local, block=block
+        )
