@@ -360,7 +360,7 @@ assert [name for name, (_, second) in arrived.items() if second != "yes"] == [
 # %% [markdown] tags=["explain"]
 # **Step 1.** Whatever reaches $W_z$ or anything before it was multiplied by the gain, and the gain is 0: exactly nothing arrives. But the gradient
 # of the gain itself is the normalised $W_z y$ times the error, and that is not zero. So step 1 moves the gain and the bias only, and
-# from step 2 on the door is open. (With $W_z$ zero, too, it would stay shut: exercise 3.)
+# from step 2 on the door is open. (With $W_z$ zero, too, it stays shut: exercise 3.)
 #
 # **Step 2** has a surprise of its own: three biases still get at most rounding errors, and in training always will.
 #
