@@ -12,7 +12,7 @@ from benchmarks.peers import PEERS, peer_block
 from benchmarks.plain import PlainBlock, plain_operation
 from nlutils.torch import NonLocalBlock, non_local
 
-__all__ = ["measure_growth", "measure_memory", "measure_time"]
+__all__ = ["allowed", "measure_growth", "measure_memory", "measure_time"]
 
 # A map that is too small to cost anything, to load kernels with before memory is measured.
 TINY = (2, 4, 4)
@@ -202,12 +202,12 @@ def _agreement(case, variants, ours, dtype):
             for passed, values in pairs.items()
             if name in values
         }
-        if max(found[name].values()) > _allowed(case, dtype):
+        if max(found[name].values()) > allowed(case, dtype):
             raise RuntimeError(f"{name} computes something else than nlutils: {found[name]}")
     return found, raised
 
 
-def _allowed(case, dtype) -> float:
+def allowed(case, dtype) -> float:
     """How far two variants may be apart, in the root mean square.
 
     Where a_i + b_j is 0 to rounding, one side counts the pair and the other does not. dL/da_i, a sum of about
