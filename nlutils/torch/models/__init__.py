@@ -4,12 +4,27 @@ import inspect
 
 from nlutils.arguments import one_of, positive_integer
 from nlutils.torch.models.common import INPUT_CHANNELS, VideoClassifier
+from nlutils.torch.models.inception import (
+    FusedTwoStream,
+    I3DInception,
+    InceptionLSTM,
+    TwoStreamI3D,
+    TwoStreamInception,
+)
+from nlutils.torch.models.resnet import C2D, I3D
 from nlutils.torch.models.small import SMALL_MODELS
 
 __all__ = ["INPUT_CHANNELS", "VideoClassifier", "create_model", "list_models", "model_options"]
 
 MODELS = {
     **SMALL_MODELS,
+    "c2d": C2D,
+    "i3d": I3D,
+    "inception_lstm": InceptionLSTM,
+    "two_stream_inception": TwoStreamInception,
+    "fused_two_stream": FusedTwoStream,
+    "i3d_inception": I3DInception,
+    "two_stream_i3d": TwoStreamI3D,
 }
 
 

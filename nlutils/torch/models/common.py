@@ -56,8 +56,9 @@ class Expects:
 
     frames, stride   the time steps that it sees, and the frames of the video from one step to the next
     size             (height, width)
-    mean, std        a channel: (value - mean) / std of values in [0, 1] goes in
-    colour           "RGB" or "BGR": the order of the channels
+    mean, std        a channel: (value - mean) / std goes in, of colours in [0, 1] and of flow in pixels a step
+    colour           "RGB" or "BGR": the order of the channels; "" for flow
+    clip             flow is cut off at this many pixels first; None: it is not
     source           where this is written
     """
 
@@ -67,6 +68,7 @@ class Expects:
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     colour: str = "RGB"
+    clip: float | None = None
     source: str = ""
 
 
@@ -79,7 +81,8 @@ class VideoClassifier(nn.Module):
     """
 
     input: str | tuple[str, ...]
-    expects: Expects | None = None  # None: made for this project, of no published size
+    # One for each name in `input`; None: of no published size.
+    expects: Expects | tuple[Expects, ...] | None = None
 
     def loss(self, x, labels: torch.Tensor) -> torch.Tensor:
         """The mean cross-entropy of a batch."""
