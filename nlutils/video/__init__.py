@@ -1,4 +1,4 @@
-"""Clips: data sets, decoding, sampling, procedural actions, optical flow.
+"""Clips: data sets, decoding, sampling, procedural actions, optical flow, point tracks and descriptors.
 
 `import nlutils.video` imports no video library: a name is imported when it is first used.
 """
@@ -22,8 +22,13 @@ _HOMES = {
     "decode": "decoding",
     "decode_timed": "decoding",
     "read_cached": "decoding",
+    "describe": "descriptors",
+    "improved_trajectories": "descriptors",
     "DownloadError": "download",
     "fetch": "download",
+    "FisherEncoder": "fisher",
+    "TrajectoryClassifier": "fisher",
+    "fisher_vector": "fisher",
     "flow_cached": "flow",
     "optical_flow": "flow",
     "check_folder": "folder",
@@ -33,6 +38,10 @@ _HOMES = {
     "sample_indices": "sampling",
     "sample_windows": "sampling",
     "segment_indices": "sampling",
+    "Limits": "tracks",
+    "Tracks": "tracks",
+    "dense_tracks": "tracks",
+    "motion_levels": "tracks",
 }
 _MODULES = ("procedural",)
 

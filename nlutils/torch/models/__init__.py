@@ -13,6 +13,7 @@ from nlutils.torch.models.inception import (
 )
 from nlutils.torch.models.resnet import C2D, I3D
 from nlutils.torch.models.small import SMALL_MODELS
+from nlutils.torch.models.trajectory import TDD
 
 __all__ = ["INPUT_CHANNELS", "VideoClassifier", "create_model", "list_models", "model_options"]
 
@@ -20,6 +21,7 @@ MODELS = {
     **SMALL_MODELS,
     "c2d": C2D,
     "i3d": I3D,
+    "tdd": TDD,
     "inception_lstm": InceptionLSTM,
     "two_stream_inception": TwoStreamInception,
     "fused_two_stream": FusedTwoStream,

@@ -1,0 +1,251 @@
+"""Trajectory-pooled deep descriptors: convolutional maps of two streams, summed along dense trajectories.
+
+Wang, Qiao and Tang, "Action recognition with trajectory-pooled deep-convolutional descriptors", CVPR 2015;
+where the paper is silent, the code released with it (github.com/wanglimin/TDD) decides.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nlutils.arguments import one_of, positive_integer
+from nlutils.torch.models.common import VideoClassifier, frames_as_batch, mean_probability
+from nlutils.video.fisher import TrajectoryClassifier
+from nlutils.video.tracks import Limits, Tracks, dense_tracks, motion_levels
+
+__all__ = [
+    "NORMALISATIONS",
+    "TDD",
+    "ConvolutionalStream",
+    "TrajectoryClassifier",
+    "normalise_maps",
+    "pool_tracks",
+]
+
+NORMALISATIONS = ("spatiotemporal", "channel")
+LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
+# Added to the largest value that a map is divided by, so that zero stays zero.
+EPSILON = 2.0**-52
+
+
+def normalise_maps(maps: torch.Tensor, kind: str) -> torch.Tensor:
+    """Convolutional maps of a clip, (T, C, h, w), not negative, brought to values from 0 to 1.
+
+    "spatiotemporal": each channel divided by its largest value over space and time; "channel": each position
+    (x, y, t) divided by its largest value over channels. The paper uses both, side by side.
+    """
+    one_of("kind", kind, NORMALISATIONS)
+    largest = maps.amax(dim=(0, 2, 3) if kind == "spatiotemporal" else 1, keepdim=True)
+    return maps / (largest + EPSILON)
+
+
+def pool_tracks(maps: torch.Tensor, tracks: Tracks, ratio) -> torch.Tensor:
+    """The sum of `maps` along each track: (T, C, h, w) -> (count, C).
+
+    `ratio` = r is the number of pixels of the clip a position of the map, one number or (r_x, r_y): a point
+    (x, y) lies at column round(x / r) and row round(y / r) of the map, or the nearest that there is; a half
+    is rounded up. A track of L steps counts with its first L points. (The released code takes 1 from x and y
+    before it divides, though they start at 0.) Raises ValueError for tracks that go on after the last map.
+    """
+    T, C, height, width = maps.shape
+    last = tracks.start.max(initial=0) + tracks.length
+    if len(tracks) and last > T:
+        raise ValueError(f"there are maps of {T} frames; the tracks need {last}")
+    places = np.floor(tracks.positions[:, :-1] / np.float32(ratio) + 0.5).astype(np.int64)
+    column = torch.from_numpy(places[..., 0]).clamp(0, width - 1).to(maps.device)
+    row = torch.from_numpy(places[..., 1]).clamp(0, height - 1).to(maps.device)
+    start = torch.from_numpy(tracks.start).to(maps.device)
+    channels_last = maps.permute(0, 2, 3, 1)
+    pooled = maps.new_zeros(len(tracks), C)
+    for step in range(tracks.length):
+        pooled += channels_last[start + step, row[:, step], column[:, step]]
+    return pooled
+
+
+class ConvolutionalStream(nn.Module):
+    """One stream: (B, in_channels, H, W) -> logits (B, num_classes), or the maps of its layers.
+
+    Five convolutions, each padded by half its kernel, so that a map covers the whole picture: 7 x 7 and 5 x 5
+    (stride 2) and 3 x 3 three times, to `width`, 8/3 `width` and 16/3 `width` channels; local response
+    normalisation and 3 x 3 max pooling (stride 2) after the first two. The maps of conv3, conv4 and conv5
+    are 16 times smaller than the picture. The paper trains the stream with three fully connected layers
+    behind it and throws these away; here a linear layer on the mean over space takes their place, so that
+    pictures of any size train it.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, width: int = 96, dropout: float = 0.5):
+        super().__init__()
+        second, third = positive_integer("width", width) * 8 // 3, width * 16 // 3
+        self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3)
+        self.conv2 = nn.Conv2d(width, second, 5, stride=2, padding=2)
+        self.conv3 = nn.Conv2d(second, third, 3, padding=1)
+        self.conv4 = nn.Conv2d(third, third, 3, padding=1)
+        self.conv5 = nn.Conv2d(third, third, 3, padding=1)
+        self.norm = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75)
+        # Caffe rounds the size of a pooled map up.
+        self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(third, num_classes)
+
+    def maps(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """{layer: (B, C, h, w)}: the output of each convolution, after its ReLU."""
+        found = {}
+        for name in LAYERS:
+            x = found[name] = F.relu(getattr(self, name)(x))
+            if name in ("conv1", "conv2"):
+                x = self.pool(self.norm(x))
+        return found
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.dropout(self.maps(x)["conv5"].mean(dim=(2, 3))))
+
+
+class TDD(VideoClassifier):
+    """((B, 3, T, H, W), (B, 2, T, H, W)) -> (B, num_classes), by descriptors pooled along trajectories.
+
+    Two stages of training. First, stochastic gradient descent on `loss` trains two streams, one on single
+    frames, one on stacks of `stack` flow fields, as any two-stream network. Then `fit`, once, sees all clips
+    that the training may see: dense tracks (`nlutils.video.dense_tracks`, followed at the original scale
+    only, over flow that is estimated from the frames), the streams' maps with both normalisations, their
+    sums along the tracks, PCA to `components` numbers, a mixture of `gaussians` a map, Fisher vectors, a
+    linear SVM. `forward` gives the SVM's scores: the largest is the class; their softmax is no probability.
+
+    `width` = 96 and the defaults are the paper's: conv4 and conv5 of the spatial stream, conv3 and conv4 of
+    the temporal one, five sizes of the picture (`sizes`, as multiples of the clip's), K = 256, D = 64, so
+    eight Fisher vectors of 32,768 numbers. What the paper and its code leave open is our choice: descriptors
+    of all sizes enter one Fisher vector; descriptors are raised to the power 1/2 before PCA; the eight
+    vectors are put one behind the other; C = 100; tracks follow OpenCV's DIS flow. `limits` says which
+    tracks are kept; those of the paper are for videos of 320 x 240 pixels.
+
+    The two-stream network that it is built on: Simonyan and Zisserman, NIPS 2014.
+    """
+
+    input = ("rgb", "flow")
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        width: int = 96,
+        stack: int = 10,
+        spatial_layers: tuple[str, ...] = ("conv4", "conv5"),
+        temporal_layers: tuple[str, ...] = ("conv3", "conv4"),
+        normalisations: tuple[str, ...] = NORMALISATIONS,
+        sizes: tuple[float, ...] = (2.0, 2**0.5, 1.0, 0.5**0.5, 0.5),
+        components: int = 64,
+        gaussians: int = 256,
+        cost: float = 100.0,
+        step: int = 5,
+        length: int = 15,
+        median: int = 5,
+        limits: Limits | None = None,
+        dropout: float = 0.5,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.stack = positive_integer("stack", stack)
+        self.spatial_layers = tuple(one_of("spatial_layers", name, LAYERS) for name in spatial_layers)
+        self.temporal_layers = tuple(one_of("temporal_layers", name, LAYERS) for name in temporal_layers)
+        self.normalisations = tuple(one_of("normalisations", k, NORMALISATIONS) for k in normalisations)
+        self.sizes = tuple(sizes)
+        self.step, self.length, self.median, self.limits = step, length, median, limits
+        self.spatial = ConvolutionalStream(3, num_classes, width, dropout)
+        self.temporal = ConvolutionalStream(2 * stack, num_classes, width, dropout)
+        self.encoding = TrajectoryClassifier(
+            num_classes, dict, components=components, gaussians=gaussians, cost=cost, seed=seed
+        )
+
+    def streams(self, x) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the two streams, (B, T, num_classes) each: one a frame, one a stack of flow."""
+        rgb, flow = x
+        votes = self.spatial(frames_as_batch(rgb)), self.temporal(frames_as_batch(self._stacks(flow)))
+        return tuple(vote.unflatten(0, (len(rgb), -1)) for vote in votes)
+
+    def loss(self, x, labels: torch.Tensor) -> torch.Tensor:
+        """The first stage: the sum of the streams' mean cross-entropies (they share no weight)."""
+        return sum(
+            F.cross_entropy(votes.flatten(0, 1), labels.repeat_interleave(votes.shape[1]))
+            for votes in self.streams(x)
+        )
+
+    def two_stream(self, x) -> torch.Tensor:
+        """What the streams say without tracks: the logarithm of their mean probability, (B, num_classes)."""
+        votes = [mean_probability(votes, dim=1) for votes in self.streams(x)]
+        return mean_probability(torch.stack(votes, dim=1), dim=1)
+
+    def fit(self, batches: Iterable) -> "TDD":
+        """The second stage, after `loss` was minimised; `batches` of (x, labels) hold all training clips."""
+        described, known = [], []
+        for x, labels in batches:
+            described += self.describe(x)
+            known += labels.tolist()
+        self.encoding.fit(described, known)
+        return self
+
+    def forward(self, x) -> torch.Tensor:
+        if not self.encoding.encoders:
+            raise RuntimeError("tdd knows no Fisher vectors yet; call fit with the training clips first")
+        rgb = x[0]
+        return torch.as_tensor(self.encoding.scores(self.describe(x)), dtype=rgb.dtype, device=rgb.device)
+
+    @torch.no_grad()
+    def describe(self, x) -> list[dict[str, np.ndarray]]:
+        """The descriptors of each clip, {stream.layer.normalisation: float32 (tracks x sizes, C)}."""
+        was_training, _ = self.training, self.eval()
+        try:
+            return [self._describe_clip(rgb, flow) for rgb, flow in zip(*x, strict=True)]
+        finally:
+            self.train(was_training)
+
+    def tracks(self, rgb: torch.Tensor) -> Tracks:
+        """The tracks of one clip (3, T, H, W)."""
+        # Grey values from 0 to 255 by the clip's own extremes: mean and scale of the input do not matter.
+        low, high = rgb.min(), rgb.max()
+        scaled = (rgb - low) / (high - low).clamp_min(1e-12) * 255
+        frames = scaled.round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+        levels = motion_levels(frames, scales=1, median=self.median)
+        return dense_tracks(levels, step=self.step, length=self.length, limits=self.limits)
+
+    def get_extra_state(self):
+        return {name: torch.from_numpy(array) for name, array in self.encoding.state().items()}
+
+    def set_extra_state(self, state):
+        self.encoding.load_state({name: tensor.cpu().numpy() for name, tensor in state.items()})
+
+    def _describe_clip(self, rgb, flow):
+        tracks = self.tracks(rgb)
+        inputs = (
+            ("spatial", self.spatial, self.spatial_layers, rgb),
+            ("temporal", self.temporal, self.temporal_layers, self._stacks(flow[None])[0]),
+        )
+        found: dict[str, list] = {}
+        for name, stream, layers, pictures in inputs:
+            for size in self.sizes:
+                maps = stream.maps(_resized(pictures.transpose(0, 1), size))
+                for layer in layers:
+                    h, w = maps[layer].shape[-2:]
+                    ratio = pictures.shape[-1] / w, pictures.shape[-2] / h
+                    for kind in self.normalisations:
+                        pooled = pool_tracks(normalise_maps(maps[layer], kind), tracks, ratio)
+                        found.setdefault(f"{name}.{layer}.{kind}", []).append(pooled.sqrt().cpu().numpy())
+        return {key: np.concatenate(parts) for key, parts in found.items()}
+
+    def _stacks(self, flow):
+        """(B, 2, T, H, W) -> (B, 2 L, T, H, W): at t (dx, dy) of the field t, then of t + 1, ... t + L - 1.
+
+        The last field stands for those that would come after it, as in the released code.
+        """
+        T = flow.shape[2]
+        times = (torch.arange(T)[:, None] + torch.arange(self.stack)).clamp(max=T - 1)
+        return flow[:, :, times].permute(0, 3, 1, 2, 4, 5).flatten(1, 2)
+
+
+def _resized(pictures, size):
+    if size == 1:
+        return pictures
+    return F.interpolate(
+        pictures, scale_factor=size, mode="bilinear", align_corners=False, antialias=size < 1
+    )
