@@ -1,43 +1,36 @@
 """Video networks, one file a family, made by name: the papers' own, and in `small` the study's."""
 
 import inspect
+from importlib import import_module
 
 from nlutils.arguments import one_of, positive_integer
-from nlutils.torch.models.common import INPUT_CHANNELS, VideoClassifier
-from nlutils.torch.models.inception import (
-    FusedTwoStream,
-    I3DInception,
-    InceptionLSTM,
-    TwoStreamI3D,
-    TwoStreamInception,
-)
-from nlutils.torch.models.resnet import C2D, I3D
+from nlutils.torch.models.common import INPUT_CHANNELS, Expects, VideoClassifier
 from nlutils.torch.models.small import SMALL_MODELS
-from nlutils.torch.models.trajectory import TDD
 
-__all__ = ["INPUT_CHANNELS", "VideoClassifier", "create_model", "list_models", "model_options"]
+__all__ = ["INPUT_CHANNELS", "Expects", "VideoClassifier", "create_model", "list_models", "model_options"]
 
-MODELS = {
-    **SMALL_MODELS,
-    "c2d": C2D,
-    "i3d": I3D,
-    "tdd": TDD,
-    "inception_lstm": InceptionLSTM,
-    "two_stream_inception": TwoStreamInception,
-    "fused_two_stream": FusedTwoStream,
-    "i3d_inception": I3DInception,
-    "two_stream_i3d": TwoStreamI3D,
+# name -> its module and class; a family is imported when one of its networks is asked for
+_HOMES = {
+    **{name: ("small", network.__name__) for name, network in SMALL_MODELS.items()},
+    "c2d": ("resnet", "C2D"),
+    "i3d": ("resnet", "I3D"),
+    "tdd": ("trajectory", "TDD"),
+    "inception_lstm": ("inception", "InceptionLSTM"),
+    "two_stream_inception": ("inception", "TwoStreamInception"),
+    "fused_two_stream": ("inception", "FusedTwoStream"),
+    "i3d_inception": ("inception", "I3DInception"),
+    "two_stream_i3d": ("inception", "TwoStreamI3D"),
 }
 
 
 def list_models() -> list[str]:
     """The names that `create_model` knows."""
-    return list(MODELS)
+    return list(_HOMES)
 
 
 def model_options(name: str) -> dict:
     """The options of the network called `name`, with their defaults."""
-    parameters = inspect.signature(MODELS[one_of("name", name, MODELS)]).parameters.values()
+    parameters = inspect.signature(_network(name)).parameters.values()
     return {option.name: option.default for option in parameters if option.kind is option.KEYWORD_ONLY}
 
 
@@ -51,4 +44,9 @@ def create_model(name: str, num_classes: int, **options) -> VideoClassifier:
     for option in options:
         if option not in allowed:
             raise TypeError(f"{name} has no option {option!r}; it has {', '.join(allowed)}")
-    return MODELS[name](positive_integer("num_classes", num_classes), **options)
+    return _network(name)(positive_integer("num_classes", num_classes), **options)
+
+
+def _network(name):
+    module, network = _HOMES[one_of("name", name, _HOMES)]
+    return getattr(import_module(f"{__name__}.{module}"), network)

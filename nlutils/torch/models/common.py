@@ -56,7 +56,7 @@ class Expects:
 
     frames, stride   the time steps that it sees, and the frames of the video from one step to the next
     size             (height, width)
-    mean, std        a channel: (value - mean) / std goes in, of colours in [0, 1] and of flow in pixels a step
+    mean, std        a channel: (value - mean) / std goes in; colours are in [0, 1], flow in pixels a step
     colour           "RGB" or "BGR": the order of the channels; "" for flow
     clip             flow is cut off at this many pixels first; None: it is not
     source           where this is written

@@ -5,7 +5,7 @@ from nlutils.torch.models.small.cnn_rnn import CNNRNN
 from nlutils.torch.models.small.frame_average import FrameAverage
 from nlutils.torch.models.small.two_stream import TwoStreamSmall
 
-__all__ = ["SMALL_MODELS"]
+__all__ = ["CNNRNN", "SMALL_MODELS", "C3DSmall", "C3DSmallNonLocal", "FrameAverage", "TwoStreamSmall"]
 
 SMALL_MODELS = {
     "frame_average": FrameAverage,
