@@ -293,7 +293,7 @@ def test_clips_prepared_for_another_recipe_are_refused(inputs, tmp_path):
 def test_unknown_rows_are_refused_before_anything_runs(inputs):
     with pytest.raises(ValueError, match="name='c4d'"):
         run_study("tiny", models=["c4d"], clips=inputs, recipe=TINY)
-    with pytest.raises(TypeError, match="c3d has no option 'width'"):
+    with pytest.raises(TypeError, match="c3d_small has no option 'width'"):
         run_study("tiny", models={"wide": ("c3d_small", {"width": 4})}, clips=inputs, recipe=TINY)
 
 
