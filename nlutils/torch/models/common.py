@@ -58,8 +58,8 @@ class Expects:
     size             (height, width)
     mean, std        a channel: (value - mean) / std goes in; colours are in [0, 1], flow in pixels a step
     colour           "RGB" or "BGR": the order of the channels; "" for flow
-    clip             flow is cut off at this many pixels first; None: it is not
     source           where this is written
+    clip             flow is cut off at this many pixels first; None: it is not
     """
 
     frames: int
@@ -68,8 +68,8 @@ class Expects:
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     colour: str = "RGB"
-    clip: float | None = None
     source: str = ""
+    clip: float | None = None
 
 
 class VideoClassifier(nn.Module):
