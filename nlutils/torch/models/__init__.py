@@ -12,6 +12,13 @@ __all__ = ["INPUT_CHANNELS", "Expects", "VideoClassifier", "create_model", "list
 # name -> its module and class; a family is imported when one of its networks is asked for
 _HOMES = {
     **{name: ("small", network.__name__) for name, network in SMALL_MODELS.items()},
+    "ji_2010": ("c3d", "Ji2010"),
+    "c3d": ("c3d", "C3D"),
+    "c3d_bn": ("c3d", "C3DBN"),
+    "lrcn": ("recurrent", "LRCN"),
+    "beyond_short_snippets": ("recurrent", "BeyondShortSnippets"),
+    "two_stream": ("two_stream", "TwoStream"),
+    "st_resnet": ("st_resnet", "STResNet"),
     "c2d": ("resnet", "C2D"),
     "i3d": ("resnet", "I3D"),
     "tdd": ("trajectory", "TDD"),

@@ -1,0 +1,115 @@
+"""Networks that see one frame at a time, and the size of what they return."""
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from nlutils.arguments import one_of, positive_integer
+from nlutils.torch.models.inception import InceptionV1
+
+__all__ = ["CNNS", "FrameCNN", "FrameInception", "check_size", "map_shape", "pair"]
+
+# A convolution a row: channels, kernel, stride, padding, groups, and what follows its ReLU. Pooling is 3 x 3
+# at stride 2 and rounds up, as in Caffe.
+CNNS = {
+    # LisaAnne/lisa-caffe-public, examples/LRCN_activity_recognition/train_test_lstm_RGB.prototxt
+    "lrcn": (
+        (96, 7, 2, 0, 1, ("pool", "norm")),
+        (384, 5, 2, 0, 2, ("pool", "norm")),
+        (512, 3, 1, 1, 1, ()),
+        (512, 3, 1, 1, 2, ()),
+        (384, 3, 1, 1, 2, ("pool",)),
+    ),
+    # Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks, NIPS
+    # 2012; 227 x 227 there
+    "alexnet": (
+        (96, 11, 4, 0, 1, ("norm", "pool")),
+        (256, 5, 1, 2, 2, ("norm", "pool")),
+        (384, 3, 1, 1, 1, ()),
+        (384, 3, 1, 1, 2, ()),
+        (256, 3, 1, 1, 2, ("pool",)),
+    ),
+}
+
+
+class FrameCNN(nn.Sequential):
+    """Five convolutions of the early years, on single frames: (B, in_channels, H, W) -> (B, C, h, w).
+
+    layers   "lrcn": the CaffeNet hybrid of LRCN, 227 x 227 -> 384 x 6 x 6, 4,310,656 parameters for 3
+             channels; "alexnet": AlexNet's, 220 x 220 -> 256 x 6 x 6
+    width    channels of the first convolution, 96 as published; the others scale with it, rounded to an even
+             number, since some convolutions work in 2 groups
+
+    Modules have Caffe's names. Response normalisation runs over 5 channels with alpha 1e-4 and beta 0.75, as
+    in Caffe. `out_channels` tells how many come out.
+    """
+
+    def __init__(self, in_channels: int, *, layers: str = "lrcn", width: int = 96):
+        super().__init__()
+        table = CNNS[one_of("layers", layers, CNNS)]
+        positive_integer("width", width)
+        for number, (channels, kernel, stride, padding, groups, then) in enumerate(table, start=1):
+            channels = 2 * max(1, round(channels * width / table[0][0] / 2))
+            convolution = nn.Conv2d(in_channels, channels, kernel, stride, padding, groups=groups)
+            self.add_module(f"conv{number}", convolution)
+            self.add_module(f"relu{number}", nn.ReLU(inplace=True))
+            for kind in then:
+                self.add_module(f"{kind}{number}", self._pool() if kind == "pool" else self._norm())
+            in_channels = channels
+        self.out_channels = in_channels
+
+    @staticmethod
+    def _pool():
+        return nn.MaxPool2d(3, 2, ceil_mode=True)
+
+    @staticmethod
+    def _norm():
+        return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+
+
+class FrameInception(nn.Module):
+    """Inception-v1 with batch normalisation, on single frames: (B, C, H, W) -> (B, 1024, H / 32, W / 32)."""
+
+    def __init__(self, in_channels: int, *, width: int = 64):
+        super().__init__()
+        self.features = InceptionV1(in_channels, width=width, inflated=False)
+        self.out_channels = self.features.out_channels
+
+    def forward(self, x):
+        return self.features(x[:, :, None])[:, :, 0]
+
+
+def pair(name: str, value) -> tuple[int, int]:
+    """A size as (height, width), from one number or two; ValueError for anything else."""
+    sides = (value, value) if hasattr(value, "__index__") else tuple(value)
+    if len(sides) != 2:
+        raise ValueError(f"{name}={value!r} must be one number or a pair (height, width)")
+    return tuple(positive_integer(name, side) for side in sides)
+
+
+def map_shape(encoder: nn.Module, in_channels: int, size) -> tuple[int, int, int]:
+    """(C, h, w) that `encoder` makes of a picture of `size`; nothing is computed.
+
+    Raises ValueError when such a picture is too small for it, or when it returns no maps.
+    """
+    tensors = [*encoder.named_parameters(), *encoder.named_buffers()]
+    on_meta = {name: tensor.detach().to("meta") for name, tensor in tensors}
+    pictures = torch.empty(2, in_channels, *size, device="meta")
+    try:
+        maps = functional_call(encoder, on_meta, pictures)
+    except RuntimeError as error:
+        raise ValueError(f"size={tuple(size)} does not pass through the encoder: {error}") from error
+    if maps.ndim != 4:
+        shape = tuple(maps.shape)
+        raise ValueError(f"encoder={type(encoder).__name__} returns {shape}; it must return (B, C, h, w)")
+    return tuple(maps.shape[1:])
+
+
+def check_size(x: torch.Tensor, size: tuple[int, int]) -> None:
+    """ValueError when frames (..., H, W) are not of the `size` that fully connected layers were built for."""
+    have = tuple(x.shape[-2:])
+    if have != size:
+        raise ValueError(
+            f"clips of {have[0]} x {have[1]} pixels do not fit the fully connected layers, which were built "
+            f"for size={size}; build the network with size={have}"
+        )
