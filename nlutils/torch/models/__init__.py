@@ -22,6 +22,7 @@ _HOMES = {
     "c2d": ("resnet", "C2D"),
     "i3d": ("resnet", "I3D"),
     "tdd": ("trajectory", "TDD"),
+    "visual_interaction_network": ("interaction", "VisualInteractionNetwork"),
     "inception_lstm": ("inception", "InceptionLSTM"),
     "two_stream_inception": ("inception", "TwoStreamInception"),
     "fused_two_stream": ("inception", "FusedTwoStream"),
