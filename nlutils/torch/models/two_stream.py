@@ -170,7 +170,7 @@ class SVMFusion:
 
     Section 2 of the paper, which names Crammer and Singer's SVM (JMLR 2001): one cost for all classes
     together. scikit-learn's LinearSVC does the work. The paper gives no `cost` = C. Fit it on clips that the
-    streams were not trained on: on their training clips streams are surer than they are right.
+    streams were not trained on, where they are as often right as they will be in use.
     """
 
     def __init__(self, cost: float = 1.0, seed: int = 0):
@@ -190,7 +190,7 @@ class SVMFusion:
             )
         self._num_classes = features.shape[1] // len(streams)
         self._svm = LinearSVC(
-            C=self.cost, multi_class="crammer_singer", random_state=self.seed, max_iter=20_000
+            C=self.cost, multi_class="crammer_singer", random_state=self.seed, max_iter=100_000
         ).fit(features, labels)
         return self
 
