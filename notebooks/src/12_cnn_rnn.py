@@ -380,6 +380,7 @@ assert accuracy > 1.5 / K
 # %% tags=["nbval-ignore-output"]
 certainty = p_t[torch.arange(len(test)), :, label]  # (test clips, T)
 vectors = model.encoder(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1)).detach().requires_grad_()
+model.rnn.train()  # it has no dropout of its own, and a GPU's LSTM has a backward pass in this mode only
 log_p = model.classifier(model.rnn(vectors)[0]).log_softmax(dim=2)[torch.arange(len(test)), :, label]
 shares = {}
 for name, loss in (("at the last step", -log_p[:, -1].mean()), ("at every step", -log_p.mean())):
