@@ -275,13 +275,13 @@ def test_lstm_loss_is_of_all_steps_and_the_answer_of_the_last():
     with seeded(0):
         model = InceptionLSTM(4, width=8, hidden=16).eval()
     x, labels = noise(2, 3, 6, 32, 32), torch.tensor([1, 2])
-    logits = model.every_step(x)
+    logits = model.steps(x)
     assert logits.shape == (2, 6, 4)
     torch.testing.assert_close(model(x), logits[:, 5])
     steps = [nn.functional.cross_entropy(logits[:, t], labels) for t in range(6)]
     torch.testing.assert_close(model.loss(x, labels), sum(steps) / 6)
     # What is still to come changes no step.
-    torch.testing.assert_close(model.every_step(x[:, :, :3]), logits[:, :3])
+    torch.testing.assert_close(model.steps(x[:, :, :3]), logits[:, :3])
 
 
 def test_batch_norm_lstm_without_normalisation_is_an_lstm():

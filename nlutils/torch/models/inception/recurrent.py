@@ -103,15 +103,15 @@ class InceptionLSTM(VideoClassifier):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden, num_classes)
 
-    def every_step(self, x):
+    def steps(self, x):
         """The logits after each frame: (B, C, T, H, W) -> (B, T, num_classes)."""
         features = self.features(x).mean(dim=(3, 4)).transpose(1, 2)  # (B, T, D)
         return self.classifier(self.dropout(self.lstm(features)))
 
     def forward(self, x):
-        return self.every_step(x)[:, -1]
+        return self.steps(x)[:, -1]
 
     def loss(self, x, labels):
         """The mean cross-entropy over clips and time steps."""
-        logits = self.every_step(x)
+        logits = self.steps(x)
         return F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
