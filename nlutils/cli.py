@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("doctor", help="check this machine").set_defaults(command=_doctor)
     _add_data(commands.add_parser("data", help="data sets: list, fetch, check"))
     _add_study(commands.add_parser("study", help="train and compare networks"))
+    _add_models(commands.add_parser("models", help="list the networks; read published checkpoints"))
     _add_notebooks(commands.add_parser("notebooks", help="make the notebooks from their sources; check them"))
     commands.add_parser("lock", help="pin what is installed").set_defaults(command=_lock)
     return parser
@@ -78,6 +79,16 @@ def _add_study(study) -> None:
     readme = actions.add_parser("readme", help="put a study's table and picture into the README")
     readme.add_argument("study")
     readme.set_defaults(command=_study_readme)
+
+
+def _add_models(models) -> None:
+    models.add_argument("name", nargs="?", help="one network: its facts, options and published files (all)")
+    models.add_argument("--classes", type=_count, help="how many (those of the data set it is known for)")
+    models.add_argument("--set", dest="options", action="append", default=[], metavar="NAME=VALUE",
+                        help="an option of the network, such as non_local=5")  # fmt: skip
+    models.add_argument("--load", type=Path, metavar="FILE",
+                        help="a published checkpoint; prints what it lacks or has too much")  # fmt: skip
+    models.set_defaults(command=_models)
 
 
 def _add_notebooks(notebooks) -> None:
@@ -175,6 +186,26 @@ def _study_readme(options) -> int:
 
     print(write_readme_table(options.study))
     return 0
+
+
+def _models(options) -> int:
+    from nlutils.study.listing import load_published, model_page, models_table
+
+    told = _pairs(options.options)
+    if options.name is None and options.load is None:
+        if told or options.classes:
+            raise ValueError("--set and --classes need the NAME of a network, or --load FILE")
+        print(models_table())
+        return 0
+    try:
+        if options.load is None:
+            print(model_page(options.name, options.classes, **told))
+            return 0
+        report = load_published(options.load, options.name, options.classes, told)
+    except TypeError as error:
+        raise ValueError(f"--set: {error}") from error
+    print(report)
+    return int(bool(report.missing or report.unexpected))
 
 
 def _notebooks_build(options) -> int:

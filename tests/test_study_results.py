@@ -191,7 +191,7 @@ def test_training_memory_grows_with_the_batch_and_repeats():
     small, large = (example_input(model, 8, (24, 32), batch) for batch in (2, 8))
     assert training_memory(model, small) == training_memory(model, small)
     assert 2 < training_memory(model, large) / training_memory(model, small) < 4
-    spent = measure(model, frames=8, size=(24, 32), batch=2)
+    spent = measure(model, example_input(model, 8, (24, 32)), small)
     assert set(spent) == {"parameters", "multiply_adds", "forward_ms", "training_mb", "how"}
     assert spent["forward_ms"] > 0
 

@@ -276,6 +276,24 @@ def test_a_run_says_where_it_comes_from(inputs):
     assert run.accuracy == np.mean(run.right)
 
 
+def test_the_second_stage_of_training_follows_the_first(inputs):
+    """tdd's streams are trained by gradients, then its Fisher vectors and SVM see the training clips once."""
+    options = {
+        "width": 3,
+        "stack": 2,
+        "sizes": [1.0],
+        "components": 2,
+        "gaussians": 2,
+        "step": 4,
+        "length": 3,
+    }
+    options["limits"] = {"least_spread": 0, "least_motion": 0}
+    run = run_fold(inputs, "tdd", 0, TINY.replace(epochs=1), options=options)
+    assert (run.input, len(run.logits), len(run.logits[0])) == ("rgb+flow", 4, 2)
+    assert run.accuracy == np.mean(run.right)
+    assert run.cost["multiply_adds"] > 0
+
+
 def test_other_clips_are_not_taken_for_the_recorded_ones(inputs, tmp_path):
     options = {"frame_average": ("frame_average", {"widths": [4, 4, 8, 8]})}
     recipe = TINY.replace(epochs=1, warmup=0)

@@ -146,13 +146,15 @@ class HeldBytes(TorchDispatchMode):
         self.now -= size
 
 
-def measure(model, *, frames: int, size, batch: int) -> dict:
-    """All of it, as the results record it. Changes the model's batch statistics: measure a copy."""
-    x = example_input(model, frames, size)
+def measure(model, x, batch) -> dict:
+    """All of it, as the results record it: one clip `x`, and a training step of the clips `batch`.
+
+    Changes the model's batch statistics: measure a copy.
+    """
     return {
         "parameters": parameters(model),
         "multiply_adds": multiply_adds(model, x),
         "forward_ms": round(forward_milliseconds(model, x), 2),
-        "training_mb": round(training_memory(model, example_input(model, frames, size, batch)) / 1e6, 1),
+        "training_mb": round(training_memory(model, batch) / 1e6, 1),
         "how": HOW,
     }

@@ -1,5 +1,6 @@
 """A grid of runs: rows (networks) x folds x seeds, each recorded as soon as it is done."""
 
+import copy
 import hashlib
 import json
 import time
@@ -16,7 +17,7 @@ from nlutils.study.inputs import Inputs, prepare
 from nlutils.study.provenance import code_digest, provenance
 from nlutils.study.recipe import Recipe
 from nlutils.study.results import Run, read_run, run_path, write_run
-from nlutils.study.train import seeded, train
+from nlutils.study.train import central_crops, seeded, train
 from nlutils.torch.models import create_model, model_options
 from nlutils.torch.models.small import SMALL_MODELS
 from nlutils.video.clips import ClipSet
@@ -117,14 +118,19 @@ def run_fold(
     inputs = inputs.to(device)
     with seeded(recipe.seed):
         model = create_model(name, len(inputs.classes), **options).to(device)
-    with seeded(recipe.seed):
-        copy = create_model(name, len(inputs.classes), **options).to(device)
-        spent = cost.measure(copy, frames=recipe.frames, size=recipe.size, batch=recipe.batch)
     start, start_processor = time.perf_counter(), time.process_time()
     losses = train(model, inputs, train_on, recipe, checkpoint=checkpoint, progress=progress)
+    if model.second_stage:
+        model.fit(central_crops(model.input, inputs, train_on, recipe))
     trained, trained_processor = time.perf_counter(), time.process_time()
     logits = evaluate(model, inputs, test_on, recipe)
     tested = time.perf_counter()
+    with seeded(recipe.seed):
+        spent = cost.measure(
+            copy.deepcopy(model),
+            inputs.batch(model.input, test_on[:1], recipe.size),
+            inputs.batch(model.input, train_on[: recipe.batch], recipe.size),
+        )
     # What is recorded is what counts: the accuracy is that of the rounded logits.
     logits = torch.round(logits.double(), decimals=DIGITS)
     row = row or name

@@ -9,17 +9,10 @@ from pathlib import Path
 
 from nlutils.paths import atomic_path, project_root, results_root
 from nlutils.study.results import Interval, Run, interval, read_runs
-from nlutils.torch.models.small import SMALL_MODELS
+from nlutils.torch.models import list_models, model_title
 
 __all__ = ["Row", "comparison_figure", "markdown_table", "summarise", "write_readme_table"]
 
-TITLES = {
-    "frame_average": "frame averaging, 2D",
-    "cnn_rnn": "CNN+RNN (LSTM)",
-    "c3d_small": "C3D-style, 3D",
-    "two_stream_small": "two-stream",
-    "c3d_small_non_local": "C3D-style + 2 non-local blocks",
-}
 # The README's comment lines around the comparison; the first may also name the command that writes it.
 MARKS = re.compile(r"(<!-- comparison\b[^>]*-->).*?(<!-- /comparison -->)", re.DOTALL)
 
@@ -44,11 +37,11 @@ class Row:
 
 
 def summarise(runs: Iterable[Run]) -> list[Row]:
-    """A row an architecture, in the order of `SMALL_MODELS`; others follow by name."""
+    """A row an architecture, in the order of `list_models()`; others follow by name."""
     by_row: dict[str, list[Run]] = {}
     for run in runs:
         by_row.setdefault(run.row, []).append(run)
-    order = list(SMALL_MODELS)
+    order = list_models()
     names = sorted(by_row, key=lambda row: (order.index(row) if row in order else len(order), row))
     return [_row(by_row[name]) for name in names]
 
@@ -57,7 +50,7 @@ def _row(runs: list[Run]) -> Row:
     folds = [run.accuracy for run in runs]
     return Row(
         row=runs[0].row,
-        title=TITLES.get(runs[0].row, runs[0].row),
+        title=model_title(runs[0].row) if runs[0].row in list_models() else runs[0].row,
         input=runs[0].input,
         accuracy=interval(runs),
         lowest_fold=min(folds),

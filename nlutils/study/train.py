@@ -12,7 +12,7 @@ from nlutils.paths import atomic_path
 from nlutils.study.inputs import Inputs
 from nlutils.study.recipe import Recipe
 
-__all__ = ["seeded", "train"]
+__all__ = ["central_crops", "seeded", "train"]
 
 
 @contextmanager
@@ -67,6 +67,12 @@ def train(
         if after_epoch is not None:
             after_epoch(epoch, losses[-1])
     return losses
+
+
+def central_crops(kind, inputs: Inputs, indices: torch.Tensor, recipe: Recipe):
+    """The clips `indices` once, in order: (x, labels) of `recipe.batch` clips at a time, none mirrored."""
+    for batch in indices.split(recipe.batch):
+        yield inputs.batch(kind, batch, recipe.size), inputs.labels[batch]
 
 
 def _batches(indices, size, generator):

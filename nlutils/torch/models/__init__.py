@@ -2,38 +2,81 @@
 
 import inspect
 from importlib import import_module
+from typing import NamedTuple
 
 from nlutils.arguments import one_of, positive_integer
 from nlutils.torch.models.common import INPUT_CHANNELS, Expects, VideoClassifier
-from nlutils.torch.models.small import SMALL_MODELS
 
-__all__ = ["INPUT_CHANNELS", "Expects", "VideoClassifier", "create_model", "list_models", "model_options"]
+__all__ = [
+    "INPUT_CHANNELS",
+    "Expects",
+    "VideoClassifier",
+    "create_model",
+    "list_models",
+    "model_classes",
+    "model_options",
+    "model_title",
+]
 
-# name -> its module and class; a family is imported when one of its networks is asked for
+
+class _Home(NamedTuple):
+    """Where a network is written, what it is, and how many classes its best-known data set has."""
+
+    module: str
+    network: str
+    title: str
+    classes: int = 400
+
+
+# A family is imported when one of its networks is asked for. The first five are the study's own, small.
 _HOMES = {
-    **{name: ("small", network.__name__) for name, network in SMALL_MODELS.items()},
-    "ji_2010": ("c3d", "Ji2010"),
-    "c3d": ("c3d", "C3D"),
-    "c3d_bn": ("c3d", "C3DBN"),
-    "lrcn": ("recurrent", "LRCN"),
-    "beyond_short_snippets": ("recurrent", "BeyondShortSnippets"),
-    "two_stream": ("two_stream", "TwoStream"),
-    "st_resnet": ("st_resnet", "STResNet"),
-    "c2d": ("resnet", "C2D"),
-    "i3d": ("resnet", "I3D"),
-    "tdd": ("trajectory", "TDD"),
-    "visual_interaction_network": ("interaction", "VisualInteractionNetwork"),
-    "inception_lstm": ("inception", "InceptionLSTM"),
-    "two_stream_inception": ("inception", "TwoStreamInception"),
-    "fused_two_stream": ("inception", "FusedTwoStream"),
-    "i3d_inception": ("inception", "I3DInception"),
-    "two_stream_i3d": ("inception", "TwoStreamI3D"),
+    "frame_average": _Home("small", "FrameAverage", "frame averaging, 2D", 8),
+    "cnn_rnn": _Home("small", "CNNRNN", "CNN+RNN (LSTM)", 8),
+    "c3d_small": _Home("small", "C3DSmall", "C3D-style, 3D", 8),
+    "two_stream_small": _Home("small", "TwoStreamSmall", "two-stream", 8),
+    "c3d_small_non_local": _Home("small", "C3DSmallNonLocal", "C3D-style + 2 non-local blocks", 8),
+    "ji_2010": _Home("c3d", "Ji2010", "3D CNN with hardwired layer, Ji et al. 2010", 3),
+    "c3d": _Home("c3d", "C3D", "C3D, Tran et al. 2015", 101),
+    "c3d_bn": _Home("c3d", "C3DBN", "3D-ConvNet, Carreira and Zisserman 2017, (b)"),
+    "lrcn": _Home("recurrent", "LRCN", "LRCN, Donahue et al. 2015", 101),
+    "beyond_short_snippets": _Home(
+        "recurrent", "BeyondShortSnippets", "poolings and LSTM, Ng et al. 2015", 487
+    ),
+    "two_stream": _Home("two_stream", "TwoStream", "two-stream, Simonyan and Zisserman 2014", 101),
+    "st_resnet": _Home("st_resnet", "STResNet", "ST-ResNet, Feichtenhofer et al. 2016", 101),
+    "c2d": _Home("resnet", "C2D", "C2D ResNet, Wang et al. 2018"),
+    "i3d": _Home("resnet", "I3D", "I3D ResNet, Wang et al. 2018"),
+    "tdd": _Home("trajectory", "TDD", "TDD, Wang et al. 2015", 101),
+    "visual_interaction_network": _Home(
+        "interaction", "VisualInteractionNetwork", "visual interaction network, Watters et al. 2017", 3
+    ),
+    "inception_lstm": _Home("inception", "InceptionLSTM", "ConvNet+LSTM, Carreira and Zisserman 2017, (a)"),
+    "two_stream_inception": _Home(
+        "inception", "TwoStreamInception", "Two-Stream, Carreira and Zisserman 2017, (c)"
+    ),
+    "fused_two_stream": _Home("inception", "FusedTwoStream", "3D-Fused, Carreira and Zisserman 2017, (d)"),
+    "i3d_inception": _Home("inception", "I3DInception", "I3D, one stream, Carreira and Zisserman 2017"),
+    "two_stream_i3d": _Home("inception", "TwoStreamI3D", "Two-Stream I3D, Carreira and Zisserman 2017, (e)"),
 }
 
 
 def list_models() -> list[str]:
     """The names that `create_model` knows."""
     return list(_HOMES)
+
+
+def model_title(name: str) -> str:
+    """What the network called `name` is, in a few words, with the authors and year of its paper."""
+    return _home(name).title
+
+
+def model_classes(name: str) -> int:
+    """The number of classes with which the network called `name` is best known.
+
+    Those of UCF101, Kinetics-400, Sports-1M (487), the three actions of the 2010 network, the study's eight;
+    for the interaction network the objects of a scene.
+    """
+    return _home(name).classes
 
 
 def model_options(name: str) -> dict:
@@ -56,5 +99,9 @@ def create_model(name: str, num_classes: int, **options) -> VideoClassifier:
 
 
 def _network(name):
-    module, network = _HOMES[one_of("name", name, _HOMES)]
-    return getattr(import_module(f"{__name__}.{module}"), network)
+    home = _home(name)
+    return getattr(import_module(f"{__name__}.{home.module}"), home.network)
+
+
+def _home(name):
+    return _HOMES[one_of("name", name, _HOMES)]

@@ -307,7 +307,8 @@ class Ji2010(VideoClassifier):
             )
         if self.clip == (7, 60, 40):
             source = "Ji et al., ICML 2010; not known to us: stride, values"
-            self.expects = tuple(Expects(count, (60, 40), source=source) for count in (7, 6))
+            flow = Expects(6, (60, 40), mean=(0.0, 0.0), std=(1.0, 1.0), colour="", source=source)
+            self.expects = Expects(7, (60, 40), source=source), flow
 
         sets, both = positive_integer("sets", sets), sets * positive_integer("kernels", kernels)
         steps = {name: T - name.startswith("flow") for name in CHANNELS_2010}

@@ -83,6 +83,8 @@ class VideoClassifier(nn.Module):
     input: str | tuple[str, ...]
     # One for each name in `input`; None: of no published size.
     expects: Expects | tuple[Expects, ...] | None = None
+    # True where `fit(batches)` must see all training clips once more when `loss` was minimised.
+    second_stage: bool = False
 
     def loss(self, x, labels: torch.Tensor) -> torch.Tensor:
         """The mean cross-entropy of a batch."""

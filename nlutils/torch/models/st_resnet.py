@@ -74,7 +74,9 @@ class STResNet(VideoClassifier):
         if (depth, width, stack) == (50, 64, 10):
             self.expects = (
                 Expects(frames=11, size=(224, 224), source=_SOURCE),
-                Expects(frames=110, size=(224, 224), mean=(0.0, 0.0), std=(1.0, 1.0), source=_SOURCE),
+                Expects(
+                    frames=110, size=(224, 224), mean=(0.0, 0.0), std=(1.0, 1.0), colour="", source=_SOURCE
+                ),
             )
 
     def maps(self, x):

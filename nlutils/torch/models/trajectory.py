@@ -4,7 +4,7 @@ Wang, Qiao and Tang, "Action recognition with trajectory-pooled deep-convolution
 where the paper is silent, the code released with it (github.com/wanglimin/TDD) decides.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -117,13 +117,15 @@ class TDD(VideoClassifier):
     the temporal one, five sizes of the picture (`sizes`, as multiples of the clip's), K = 256, D = 64, so
     eight Fisher vectors of 32,768 numbers. What the paper and its code leave open is our choice: descriptors
     of all sizes enter one Fisher vector; descriptors are raised to the power 1/2 before PCA; the eight
-    vectors are put one behind the other; C = 100; tracks follow OpenCV's DIS flow. `limits` says which
-    tracks are kept; those of the paper are for videos of 320 x 240 pixels.
+    vectors are put one behind the other; C = 100; tracks follow OpenCV's DIS flow. `limits`,
+    a `Limits` or its fields as a dict, says which tracks are kept; those of the paper are for videos of
+    320 x 240 pixels.
 
     The two-stream network that it is built on: Simonyan and Zisserman, NIPS 2014.
     """
 
     input = ("rgb", "flow")
+    second_stage = True
 
     def __init__(
         self,
@@ -141,7 +143,7 @@ class TDD(VideoClassifier):
         step: int = 5,
         length: int = 15,
         median: int = 5,
-        limits: Limits | None = None,
+        limits: Limits | Mapping | None = None,
         dropout: float = 0.5,
         seed: int = 0,
     ):
@@ -151,7 +153,8 @@ class TDD(VideoClassifier):
         self.temporal_layers = tuple(one_of("temporal_layers", name, LAYERS) for name in temporal_layers)
         self.normalisations = tuple(one_of("normalisations", k, NORMALISATIONS) for k in normalisations)
         self.sizes = tuple(sizes)
-        self.step, self.length, self.median, self.limits = step, length, median, limits
+        self.step, self.length, self.median = step, length, median
+        self.limits = Limits(**limits) if isinstance(limits, Mapping) else limits
         self.spatial = ConvolutionalStream(3, num_classes, width, dropout)
         self.temporal = ConvolutionalStream(2 * stack, num_classes, width, dropout)
         self.encoding = TrajectoryClassifier(

@@ -27,6 +27,7 @@ EXPECTS_FLOW = Expects(
     size=(224, 224),
     mean=(0.0, 0.0),
     std=(1.0, 1.0),
+    colour="",
     source=_SOURCE + "; pixels a frame, the mean vector of each field subtracted (section 3.1)",
 )
 
