@@ -65,7 +65,10 @@ def test_shapes_of_clips_and_of_states():
     model = VisualInteractionNetwork(3, width=8, channels=4)
     clips = torch.rand(2, 3, 6, 32, 32)
     assert model.input == "rgb"
-    assert model.expects.frames == 6
+    assert model.expects is None  # of no published size
+    published = VisualInteractionNetwork(3).expects
+    assert (published.frames, published.size) == (6, (32, 32))
+    assert VisualInteractionNetwork(3, input="states").expects is None
     assert model.codes(clips).shape == (2, 4, 3, 8)
     assert model(clips).shape == (2, 8, 3, 4)
     assert model.rollout(clips, 50).shape == (2, 50, 3, 4)
@@ -263,6 +266,12 @@ def test_wrong_arguments_and_shapes_are_named():
         model(torch.zeros(1, 3, 5, 32, 32))
     with pytest.raises(ValueError, match="steps=0"):
         model.rollout(torch.zeros(1, 3, 6, 32, 32), 0)
+    seeing_states = VisualInteractionNetwork(3, input="states", width=8)
+    for wrong in ((2, 14, 3, 1), (1, 14, 3, 4), (2, 14, 1, 4)):  # these would be broadcast
+        with pytest.raises(ValueError, match=r"states has shape .*; x needs \(2, 14, 3, 4\)"):
+            seeing_states.loss(torch.rand(2, 6, 3, 4), torch.rand(wrong))
+    with pytest.raises(ValueError, match="relations='no' is not known"):
+        VisualInteractionNetwork(3, relations="no")
     with pytest.raises(ValueError, match="states has 4 frames, 4 of them for x; give 5 or more"):
         model.loss(torch.zeros(1, 3, 6, 32, 32), torch.zeros(1, 4, 3, 4))
     states = VisualInteractionNetwork(3, input="states", width=8)

@@ -62,7 +62,7 @@ class InteractionCore(nn.Module):
         super().__init__()
         D = positive_integer("width", width)
         self.self_dynamics = mlp(D, D, D)
-        self.relation = mlp(2 * D, D, D, D) if relations else None
+        self.relation = mlp(2 * D, D, D, D) if one_of("relations", relations, (True, False)) else None
         self.affector = mlp(D, D, D, D)
         self.output = mlp(2 * D, D, D)
 
@@ -79,12 +79,13 @@ class InteractionCore(nn.Module):
                 "relations=False: this core has no relations between objects; build it with True"
             )
         N = s.shape[1]
-        others = torch.tensor([[j for j in range(N) if j != i] for i in range(N)], dtype=torch.long)
+        column = torch.arange(N - 1, device=s.device)
+        others = column + (column >= torch.arange(N, device=s.device)[:, None])  # row i: every j but i
         first, *rest = self.relation
         # W [s_i, s_j] = W_i s_i + W_j s_j: the first layer runs N times, not N (N - 1) times.
         W_i, W_j = first.weight.chunk(2, dim=1)
         of_i, of_j = F.linear(s, W_i, first.bias), F.linear(s, W_j)
-        pairs = of_i.unsqueeze(2) + of_j[:, others.to(s.device)]
+        pairs = of_i.unsqueeze(2) + of_j[:, others]
         for layer in rest:
             pairs = layer(pairs)
         return pairs
@@ -171,6 +172,15 @@ class VisualEncoder(nn.Module):
             raise ValueError(f"the frames are {sides} pixels; use 32 to 63, of which five poolings leave one")
 
 
+EXPECTS_RGB = Expects(
+    frames=6,
+    size=(32, 32),
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+    source="Watters et al. 2017: six RGB frames of 32 x 32 pixels; mean and std are our choice",
+)
+
+
 class VisualInteractionNetwork(nn.Module):
     """Clips or states of `num_objects` objects -> their states (x, y, vx, vy) in the next frames.
 
@@ -185,13 +195,7 @@ class VisualInteractionNetwork(nn.Module):
     and 3 objects it has 218,460 parameters.
     """
 
-    expects = Expects(
-        frames=6,
-        size=(32, 32),
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        source="Watters et al. 2017: six RGB frames of 32 x 32 pixels; mean and std are our choice",
-    )
+    expects = None
 
     def __init__(
         self,
@@ -205,6 +209,8 @@ class VisualInteractionNetwork(nn.Module):
     ):
         super().__init__()
         self.input = one_of("input", input, ("rgb", "states"))
+        if input == "rgb" and width == 64:
+            self.expects = EXPECTS_RGB
         self.num_objects = positive_integer("num_objects", num_objects)
         self.dynamics = Dynamics(width, offsets=offsets, relations=relations)
         if input == "rgb":
@@ -247,6 +253,9 @@ class VisualInteractionNetwork(nn.Module):
         steps = states.shape[1] - K
         if steps < 1:
             raise ValueError(f"states has {states.shape[1]} frames, {K} of them for x; give {K + 1} or more")
+        needed = (len(x), K + steps, self.num_objects, NUMBERS)
+        if states.shape != needed:
+            raise ValueError(f"states has shape {tuple(states.shape)}; x needs {needed}")
         encoded = F.mse_loss(self.decoder(codes), states[:, :K])
         squares = (self.decoder(self._continued(codes, steps)) - states[:, K:]) ** 2
         weights = discount ** torch.arange(1, steps + 1, device=squares.device, dtype=squares.dtype)
