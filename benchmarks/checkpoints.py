@@ -38,6 +38,7 @@ from nlutils.torch.models.resnet import C2D, I3D
 CLASSES, WIDTH, SIDE = 10, 8, 64
 # What the record depends on.
 SOURCES = (
+    "nlutils/architectures",
     "nlutils/exchange",
     "nlutils/torch/models/resnet",
     "nlutils/torch/blocks",

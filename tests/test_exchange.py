@@ -1,4 +1,4 @@
-"""The PyTorch and the Keras block on the same weights: same output, same gradient; weights there and back."""
+"""Blocks and networks of PyTorch and Keras on the same weights: output, gradient; weights there and back."""
 
 import json
 import os
@@ -137,7 +137,9 @@ def test_a_missing_array_and_a_foreign_object():
         from_arrays(torch_block, arrays)
     with pytest.raises(ValueError, match="the Keras block has no weights yet; call it once"):
         torch_to_keras(torch_block, nlutils.keras.NonLocalBlock(6))
-    with pytest.raises(TypeError, match="block is a list; it must be a NonLocalBlock or a CompactGeneral"):
+    with pytest.raises(
+        TypeError, match=r"block is a list; it must be a NonLocalBlock or a .*, or a network, of"
+    ):
         to_arrays([1])
 
 
@@ -157,6 +159,66 @@ def test_a_compact_generalized_block_there_and_back():
     keras_to_torch(keras_block, back)
     for name, tensor in torch_block.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor), name
+
+
+def recurrent_pair():
+    """A network with an LSTM in each framework, in float64; the layers have one name in both."""
+    theirs = torch.nn.ModuleDict(
+        {"head": torch.nn.ModuleDict({"lstm": torch.nn.LSTM(4, 3), "fc": torch.nn.Linear(3, 2)})}
+    ).double()
+    clip = keras.Input((None, 4), dtype="float64")
+    states = keras.layers.LSTM(3, return_sequences=True, dtype="float64", name="head-lstm")(clip)
+    return theirs, keras.Model(clip, keras.layers.Dense(2, dtype="float64", name="head-fc")(states))
+
+
+def test_a_network_with_an_lstm_there_and_back():
+    theirs, ours = recurrent_pair()
+    torch_to_keras(theirs, ours)
+    x = np.random.default_rng(0).normal(size=(2, 5, 4))
+    states, _ = theirs["head"]["lstm"](torch.from_numpy(x).transpose(0, 1))
+    expected = theirs["head"]["fc"](states).transpose(0, 1).detach().numpy()
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(ours(x)), expected, rtol=0, atol=1e-12)
+
+    back, _ = recurrent_pair()
+    keras_to_torch(ours, back)
+    weights, found = to_arrays(theirs), to_arrays(back)
+    assert weights.keys() == found.keys() == to_arrays(ours).keys()
+    first, second = weights.pop("head.lstm.bias_ih_l0"), weights.pop("head.lstm.bias_hh_l0")
+    np.testing.assert_array_equal(found.pop("head.lstm.bias_ih_l0"), first + second)
+    assert np.abs(second).max() > 0
+    assert not found.pop("head.lstm.bias_hh_l0").any()
+    for name, array in weights.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def test_a_network_inside_a_network_is_a_part_of_the_path():
+    features = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3, name="fc6")], name="spatial-features"
+    )
+    clip = keras.Input((4,))
+    model = keras.Model(clip, keras.layers.Dense(2, name="classifier")(features(clip)))
+    names = [
+        "spatial.features.fc6.weight",
+        "spatial.features.fc6.bias",
+        "classifier.weight",
+        "classifier.bias",
+    ]
+    assert list(to_arrays(model)) == names
+
+
+def test_layers_that_have_no_counterpart_are_named():
+    clip = keras.Input((None, 4))
+    model = keras.Model(clip, keras.layers.GRU(3, name="gru")(clip))
+    with pytest.raises(
+        ValueError, match="layer 'gru', a GRU, has a weight 'recurrent_kernel' for which PyTorch"
+    ):
+        to_arrays(model)
+    frames = keras.Sequential([keras.layers.Dense(3, name="a"), keras.layers.Dense(3, name="b")])
+    model = keras.Model(clip, keras.layers.TimeDistributed(frames, name="frames")(clip))
+    with pytest.raises(
+        ValueError, match=r"has two weights called frames\.weight; give its layers other names"
+    ):
+        to_arrays(model)
 
 
 @pytest.mark.parametrize("options", [{"scale": True}, {"instantiation": "concatenation", "norm": False}])

@@ -83,6 +83,11 @@ SLOW = ("av", "cv2", "matplotlib", "papermill", "pandas", "skimage", "sklearn", 
         ("import nlutils.exchange", FRAMEWORKS),
         ("import nlutils.torch; nlutils.torch.NonLocalBlock", ("tensorflow", "keras", "jax", "av", "cv2")),
         ("import nlutils.keras; nlutils.keras.NonLocalBlock", ("torch", "av")),  # Keras itself imports cv2
+        ("import nlutils.architectures.resnet", (*FRAMEWORKS, "av", "cv2", "matplotlib")),
+        (
+            "import nlutils.keras; nlutils.keras.create_model('c2d', 2, depth=(1, 1, 1, 1), width=4)",
+            ("torch", "av"),
+        ),
         ("import nlutils.video", FRAMEWORKS),
         ("import nlutils.course", (*FRAMEWORKS, "papermill")),
         ("import nlutils.cli", FRAMEWORKS + SLOW),

@@ -1,12 +1,20 @@
-"""Weights of a block between PyTorch and Keras, through NumPy arrays.
+"""Weights of a block or a whole network between PyTorch and Keras, through NumPy arrays.
 
-A block is a `NonLocalBlock` or a `CompactGeneralizedNonLocalBlock` of nlutils.torch or nlutils.keras.
+A block is a `NonLocalBlock` or a `CompactGeneralizedNonLocalBlock` of nlutils.torch or nlutils.keras, a
+network one that `create_model` of both makes. In Keras any `keras.Model` will do whose layers have the names
+of the PyTorch modules, in the form of `nlutils.architectures.names`.
 
-The arrays have the names and layouts that the PyTorch block has in its state_dict: "theta.weight" of shape
-(d, C, 1, 1, 1), "norm.running_mean", "w_f". Neither framework is imported here: a block brings its own.
+The arrays have the names and layouts of PyTorch's state_dict: "theta.weight" of shape (d, C, 1, 1, 1),
+"norm.running_mean", "w_f"; in a network "stages.0.1.a.conv.weight", and of a block in it
+"stages.2.4.non_local.theta.weight". Neither framework is imported here: a block brings its own.
+
+An LSTM has one bias in Keras and two in PyTorch, which are only ever added: their sum goes to Keras, and
+comes back as the first, with a second of zeros.
 """
 
 import numpy as np
+
+from nlutils.architectures.names import to_module_path
 
 __all__ = ["from_arrays", "keras_to_torch", "to_arrays", "torch_to_keras"]
 
@@ -20,10 +28,13 @@ _TORCH_NAME = {
     "moving_mean": "running_mean",
     "moving_variance": "running_var",
 }
+# Gates are in the same order in both: input, forget, cell, output.
+_TORCH_LSTM_NAME = {"kernel": "weight_ih_l0", "recurrent_kernel": "weight_hh_l0", "bias": "bias_ih_l0"}
+_FIRST_BIAS, _SECOND_BIAS = "bias_ih_l0", "bias_hh_l0"
 
 
 def torch_to_keras(torch_block, keras_block) -> None:
-    """Copy the weights of a block of `nlutils.torch` into the built block of `nlutils.keras`.
+    """Copy the weights of a block or network of `nlutils.torch` into the built one of `nlutils.keras`.
 
     Raises ValueError that lists every weight that one of them lacks or that has another shape; then nothing
     was copied. Options without weights (instantiation, sub-sampling, attention) are not looked at.
@@ -32,7 +43,7 @@ def torch_to_keras(torch_block, keras_block) -> None:
 
 
 def keras_to_torch(keras_block, torch_block) -> None:
-    """Copy the weights of a built block of `nlutils.keras` into the block of `nlutils.torch`.
+    """Copy the weights of a built block or network of `nlutils.keras` into the one of `nlutils.torch`.
 
     Errors as in `torch_to_keras`. PyTorch's count of seen batches has no counterpart in Keras and stays.
     """
@@ -40,36 +51,44 @@ def keras_to_torch(keras_block, torch_block) -> None:
 
 
 def to_arrays(block) -> dict[str, np.ndarray]:
-    """The weights of a PyTorch or Keras block as new NumPy arrays, with PyTorch's names and layouts.
+    """The weights of a PyTorch or Keras block or network: new NumPy arrays, PyTorch's names and layouts.
 
-    In the block's precision, except bfloat16, which NumPy does not have: it goes out as float32, exactly.
+    In its precision, except bfloat16, which NumPy does not have: it goes out as float32, exactly.
     """
     if _is_torch(block):
         return {name: as_array(tensor).copy() for name, tensor in _torch_tensors(block).items()}
-    return {
-        name: _to_torch_layout(as_array(variable.value).copy())
-        for name, variable in _keras_variables(block).items()
-    }
+    arrays = {}
+    for name, variable in _keras_variables(block).items():
+        arrays[name] = _to_torch_layout(as_array(variable.value).copy())
+        if (second := _second_bias(name)) is not None:
+            arrays[second] = np.zeros_like(arrays[name])
+    return arrays
 
 
 def from_arrays(block, arrays: dict[str, np.ndarray]) -> None:
-    """Write `arrays`, named and laid out as by `to_arrays`, into a PyTorch or a built Keras block.
+    """Write `arrays`, named and laid out as by `to_arrays`, into a PyTorch or built Keras block or network.
 
-    Numbers are rounded to the block's precision where it is lower.
+    Numbers are rounded to its precision where that is lower.
     Raises ValueError that lists every missing name, unknown name and wrong shape; then nothing was written.
     """
     if _is_torch(block):
         tensors = _torch_tensors(block)
-        _check(arrays, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, "the PyTorch block")
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        _check(arrays, shapes, f"the PyTorch {_kind(block)}")
         for name, tensor in tensors.items():
             values = tensor.detach()  # shares memory with the parameter
             values.copy_(values.new_tensor(as_array(arrays[name])))
         return
     variables = _keras_variables(block)
     shapes = {name: _torch_shape(tuple(variable.shape)) for name, variable in variables.items()}
-    _check(arrays, shapes, "the Keras block")
+    seconds = {name: second for name in variables if (second := _second_bias(name)) is not None}
+    shapes |= {second: shapes[name] for name, second in seconds.items()}
+    _check(arrays, shapes, f"the Keras {_kind(block)}")
     for name, variable in variables.items():
-        variable.assign(_to_keras_layout(as_array(arrays[name])))
+        array = as_array(arrays[name])
+        if name in seconds:
+            array = array + as_array(arrays[seconds[name]])
+        variable.assign(_to_keras_layout(array))
 
 
 def as_array(value) -> np.ndarray:
@@ -90,8 +109,16 @@ def _is_torch(block):
         return True
     raise TypeError(
         f"block is a {type(block).__name__}; it must be a NonLocalBlock or a "
-        "CompactGeneralizedNonLocalBlock of nlutils.torch or nlutils.keras"
+        "CompactGeneralizedNonLocalBlock, or a network, of nlutils.torch or nlutils.keras"
     )
+
+
+def _kind(block):
+    return "block" if _is_block(block) else "network"
+
+
+def _is_block(block):
+    return hasattr(block, "inner_channels")  # the other parts are not there before it is built
 
 
 def _torch_tensors(block):
@@ -104,16 +131,42 @@ def _keras_variables(block):
     """Variables by the name that PyTorch has for them."""
     if not block.built:
         raise ValueError(
-            "the Keras block has no weights yet; call it once, or block.build(shape of the input)"
+            f"the Keras {_kind(block)} has no weights yet; call it once, or block.build(shape of the input)"
         )
-    variables = {
-        f"{layer}.{_TORCH_NAME[variable.name]}": variable
-        for layer in _LAYERS
-        for variable in getattr(block, layer).weights
-    }
-    if getattr(block, "w_f", None) is not None:
-        variables["w_f"] = block.w_f
+    variables = {}
+    for name, variable in _walk(block):
+        if name in variables:
+            raise ValueError(f"the Keras network has two weights called {name}; give its layers other names")
+        variables[name] = variable
     return variables
+
+
+def _walk(layer, path=""):
+    """(PyTorch's name, variable) of all weights; `path` is the layer's own, with a dot at its end."""
+    if _is_block(layer):
+        for part in _LAYERS:
+            yield from _walk(getattr(layer, part), f"{path}{part}.")
+        if getattr(layer, "w_f", None) is not None:
+            yield f"{path}w_f", layer.w_f
+    elif hasattr(layer, "layers"):  # a network
+        for inner in layer.layers:
+            yield from _walk(inner, f"{path}{to_module_path(inner.name)}.")
+    else:
+        names = _TORCH_LSTM_NAME if type(layer).__name__ == "LSTM" else _TORCH_NAME
+        for variable in layer.weights:
+            if variable.name not in names:
+                raise ValueError(
+                    f"the Keras layer {layer.name!r}, a {type(layer).__name__}, has a weight "
+                    f"{variable.name!r} for which PyTorch has no name; known are {', '.join(names)}"
+                )
+            yield path + names[variable.name], variable
+
+
+def _second_bias(name):
+    """The name of the bias that PyTorch's LSTM adds to the one called `name`; None for other weights."""
+    if name.rpartition(".")[2] != _FIRST_BIAS:
+        return None
+    return name.removesuffix(_FIRST_BIAS) + _SECOND_BIAS
 
 
 def _to_torch_layout(array):

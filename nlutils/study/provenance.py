@@ -12,12 +12,12 @@ from nlutils.origin import commit, digest, processor
 
 __all__ = ["code_digest", "provenance"]
 
-ROOMS = ("torch", "study", "video")
+ROOMS = ("architectures", "torch", "study", "video")
 
 
 @functools.cache
 def code_digest() -> str:
-    """The digest of what a result depends on, nlutils/{torch,study,video}/**.py, taken once a process."""
+    """The digest of what a result depends on, nlutils/{architectures,torch,study,video}/**.py, taken once a process."""
     package = Path(__file__).resolve().parent.parent
     sources = (path for room in ROOMS for path in (package / room).rglob("*.py"))
     return digest((path for path in sources if path.name != "tables.py"), package)  # that one only shows

@@ -1,12 +1,12 @@
 """What the networks share: their inputs, the loss, what they were published with, a per-frame encoder."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nlutils.arguments import one_of, positive_integer
+from nlutils.architectures.expects import Expects
+from nlutils.architectures.inputs import INPUT_CHANNELS, check_input
+from nlutils.arguments import positive_integer
 
 __all__ = [
     "INPUT_CHANNELS",
@@ -24,15 +24,6 @@ __all__ = [
 # neighbour with longer kernels.
 WIDTHS = (16, 32, 64, 128)
 
-# What a network may be fed with, and its channels: colour frames; differences of consecutive frames;
-# optical flow (dx, dy). `nlutils.study.inputs` makes them.
-INPUT_CHANNELS = {"rgb": 3, "differences": 3, "flow": 2}
-
-
-def check_input(value: str) -> int:
-    """The number of channels of the input called `value`; ValueError when there is no such input."""
-    return INPUT_CHANNELS[one_of("input", value, INPUT_CHANNELS)]
-
 
 def check_widths(widths, count: int = 4) -> tuple[int, ...]:
     """`widths` as a tuple of `count` positive whole numbers, one a stage; else ValueError."""
@@ -48,28 +39,6 @@ def mean_probability(logits: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.logsumexp(F.log_softmax(logits, dim=-1), dim=dim) - torch.log(
         logits.new_tensor(float(votes))
     )
-
-
-@dataclass(frozen=True)
-class Expects:
-    """What a network was published with, so that nobody has to guess.
-
-    frames, stride   the time steps that it sees, and the frames of the video from one step to the next
-    size             (height, width)
-    mean, std        a channel: (value - mean) / std goes in; colours are in [0, 1], flow in pixels a step
-    colour           "RGB" or "BGR": the order of the channels; "" for flow
-    source           where this is written
-    clip             flow is cut off at this many pixels first; None: it is not
-    """
-
-    frames: int
-    size: tuple[int, int]
-    stride: int = 1
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-    colour: str = "RGB"
-    source: str = ""
-    clip: float | None = None
 
 
 class VideoClassifier(nn.Module):

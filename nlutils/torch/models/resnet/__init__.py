@@ -4,7 +4,7 @@ Wang, Girshick, Gupta, He: Non-local Neural Networks, CVPR 2018, sections 4 and 
 https://arxiv.org/abs/1711.07971
 """
 
+from nlutils.architectures.resnet import STAGES
 from nlutils.torch.models.resnet.network import C2D, I3D
-from nlutils.torch.models.resnet.places import STAGES
 
 __all__ = ["C2D", "I3D", "STAGES"]

@@ -10,13 +10,15 @@ from functools import partialmethod
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nlutils.arguments import one_of, positive_integer
+from nlutils.architectures.resnet import STAGES, bottlenecks, find_layout, followers, residual_blocks
+from nlutils.arguments import positive_integer
 from nlutils.torch.blocks import CompactGeneralizedNonLocalBlock, NonLocalBlock
 from nlutils.torch.models.common import VideoClassifier, check_input
-from nlutils.torch.models.resnet.layouts import find_layout
-from nlutils.torch.models.resnet.places import STAGES, is_inflated, places, residual_blocks
 
 __all__ = ["C2D", "I3D"]
+
+
+_FOLLOWERS = {"non_local": NonLocalBlock, "cgnl": CompactGeneralizedNonLocalBlock}
 
 
 class _ConvNorm(nn.Module):
@@ -36,22 +38,18 @@ class _ConvNorm(nn.Module):
 
 
 class _ResidualBlock(nn.Module):
-    """z = ReLU(c(b(a(x))) + shortcut(x)), channels -> 4 width, and what follows: one of the blocks, or none.
+    """z = ReLU(c(b(a(x))) + shortcut(x)) and the block that follows, if any; channels -> 4 width."""
 
-    inflate  None, "3x1x1" (a sees three frames) or "3x3x3" (b does)
-    """
-
-    def __init__(self, channels, width, stride, stride_in, inflate):
+    def __init__(self, channels, row):
         super().__init__()
-        plain, strided = (1, 1, 1), (1, stride, stride)
-        stride_a, stride_b = (strided, plain) if stride_in == "1x1" else (plain, strided)
-        self.a = _ConvNorm(channels, width, (3 if inflate == "3x1x1" else 1, 1, 1), stride_a)
-        self.b = _ConvNorm(width, width, (3 if inflate == "3x3x3" else 1, 3, 3), stride_b)
+        width, plain = row.width, (1, 1, 1)
+        self.a = _ConvNorm(channels, width, row.kernel_a, row.stride_a)
+        self.b = _ConvNorm(width, width, row.kernel_b, row.stride_b)
         self.c = _ConvNorm(width, 4 * width, plain, relu=False)
         nn.init.zeros_(self.c.norm.weight)  # the block starts as its shortcut
         self.shortcut = None
-        if channels != 4 * width or stride != 1:
-            self.shortcut = _ConvNorm(channels, 4 * width, plain, strided, relu=False)
+        if row.has_shortcut:
+            self.shortcut = _ConvNorm(channels, 4 * width, plain, row.stride, relu=False)
         self.non_local = self.cgnl = None
 
     def forward(self, x):
@@ -136,50 +134,26 @@ class C2D(VideoClassifier):
         self.input = input
         self.layout = layout
         row = find_layout(layout, clip)
-        one_of("inflate", inflate, (None, "3x1x1", "3x3x3"))
-        one_of("stride_in", stride_in, ("1x1", "3x3"))
+        self._least = row.least(clip)
         if depth in (50, 101) and width == 64 and input == "rgb":
             self.expects = row.expects(clip)
 
-        width = positive_integer("width", width)
-        conv1 = (5 if inflate else 1, 7, 7)
-        self.stem = _ConvNorm(check_input(input), width, conv1, (row.stride(clip), 2, 2))
-        self.pool1, self.pool2 = row.pools(clip)
-        self.stages = _stages(residual_blocks(depth), width, stride_in, inflate)
+        width, blocks = positive_integer("width", width), residual_blocks(depth)
+        self.stem = _ConvNorm(check_input(input), width, *row.conv1(clip, inflate))
+        self.pool1, self.pool2 = (nn.MaxPool3d(*pool) for pool in row.pools(clip))
+        self.stages = _stages(bottlenecks(blocks, width, stride_in, inflate), width)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(32 * width, num_classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 
-        options = {"instantiation": instantiation, "subsample": subsample, "scale": scale}
-        options |= {"attention": attention, "frames_per_group": frames_per_group}
-        self._add_non_local(non_local, options, row.block_options(clip, options))
-        self._add_cgnl(cgnl, {"groups": groups, "kernel": kernel, "order": order})
-
-    def _add_non_local(self, value, given, options):
-        for stage, residual in self._residual_blocks_at("non_local", value, given):
-            residual.non_local = NonLocalBlock(residual.c.norm.num_features, **options[stage])
-
-    def _add_cgnl(self, value, options):
-        for stage, residual in self._residual_blocks_at("cgnl", value, options):
-            if residual.non_local is not None:
-                raise ValueError(
-                    f"cgnl={value!r} and non_local both name a residual block of {stage}; only one can follow"
-                )
-            residual.cgnl = CompactGeneralizedNonLocalBlock(residual.c.norm.num_features, **options)
-
-    def _residual_blocks_at(self, option, value, given):
-        """(stage, residual block) of the places that `value` names."""
-        stages = dict(zip(STAGES, self.stages, strict=True))
-        at = places(option, value, {stage: len(blocks) for stage, blocks in stages.items()})
-        defaults = C2D.__init__.__kwdefaults__
-        for name, setting in given.items():
-            # It would be ignored: somebody trains a network without blocks, and believes that it has some.
-            if not at and setting != defaults[name]:
-                raise ValueError(
-                    f"{name}={setting!r} is for blocks, and {option}=0 has none; say how many, or where"
-                )
-        return [(stage, stages[stage][index]) for stage, index in sorted(at)]
+        options = {"non_local": non_local, "instantiation": instantiation, "subsample": subsample}
+        options |= {"scale": scale, "attention": attention, "frames_per_group": frames_per_group}
+        options |= {"cgnl": cgnl, "groups": groups, "kernel": kernel, "order": order}
+        places = followers(row, clip, blocks, options, C2D.__init__.__kwdefaults__)
+        for (stage, index), (kind, block_options) in places.items():
+            residual = self.stages[STAGES.index(stage)][index]
+            setattr(residual, kind, _FOLLOWERS[kind](residual.c.norm.num_features, **block_options))
 
     def layers(self) -> list[tuple[str, nn.Module]]:
         """The rows of Table 1 by name, in order; each runs on what the one before it returns."""
@@ -199,20 +173,11 @@ class C2D(VideoClassifier):
             raise ValueError(
                 f"x of shape {tuple(x.shape)} must be (B, {channels}, T, H, W), because input={self.input!r}"
             )
-        least = [self._least(axis) for axis in range(3)]
-        if any(side < need for side, need in zip(x.shape[2:], least, strict=True)):
+        if any(side < need for side, need in zip(x.shape[2:], self._least, strict=True)):
             raise ValueError(
                 f"x of shape {tuple(x.shape)} is too small: with layout={self.layout!r} T, H and W must be "
-                f"at least {', '.join(map(str, least))}"
+                f"at least {', '.join(map(str, self._least))}"
             )
-
-    def _least(self, axis):
-        """The smallest size along `axis` that leaves a position behind pool2; what follows pads."""
-        need = 1
-        for layer in (self.pool2, self.pool1, self.stem.conv):
-            need = (need - 1) * layer.stride[axis] + layer.kernel_size[axis] - 2 * layer.padding[axis]
-            need = max(need, 1)
-        return need
 
 
 class I3D(C2D):
@@ -225,16 +190,13 @@ class I3D(C2D):
     __init__ = partialmethod(C2D.__init__, inflate="3x1x1")
 
 
-def _stages(blocks, width, stride_in, inflate):
-    """res2 to res5 without any block that follows."""
-    stages, channels = nn.ModuleList(), width
-    for stage, count in blocks.items():
+def _stages(rows, channels):
+    """res2 to res5 without any block that follows; `channels` come from pool1."""
+    stages = nn.ModuleList()
+    for stage in rows.values():
         layers = []
-        for index in range(count):
-            stride = 2 if index == 0 and stage != "res2" else 1
-            here = inflate if is_inflated(stage, index) else None
-            layers.append(_ResidualBlock(channels, width, stride, stride_in, here))
-            channels = 4 * width
+        for row in stage:
+            layers.append(_ResidualBlock(channels, row))
+            channels = 4 * row.width
         stages.append(nn.Sequential(*layers))
-        width *= 2
     return stages
