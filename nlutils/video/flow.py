@@ -1,8 +1,9 @@
-"""Optical flow: estimated with OpenCV, cached, used to warp, and measured against the truth."""
+"""Optical flow: estimated with OpenCV or scikit-image, cached, used to warp, measured against the truth."""
 
 import itertools
 from collections.abc import Callable
 from contextlib import contextmanager
+from importlib.metadata import version
 
 import cv2
 import numpy as np
@@ -12,10 +13,14 @@ from nlutils.video.cache import cached_array
 
 __all__ = ["METHODS", "end_point_error", "flow_cached", "optical_flow", "warp_back"]
 
-METHODS = ("dis", "farneback")
+METHODS = ("dis", "farneback", "tvl1")
 
-# Both methods work on a pyramid of smaller pictures, and DIS on patches of 8 x 8 pixels.
+# All methods work on a pyramid of smaller pictures, and DIS on patches of 8 x 8 pixels.
 SMALLEST = 16
+
+# The rest are scikit-image's own values. These two lower the end-point error on procedural clips (64 x 64
+# pixels, seed 7) from 0.31 to 0.18 pixels; twice the warps gain less than 0.01, for nearly twice the time.
+TVL1 = {"attachment": 30, "prefilter": True}
 
 
 def optical_flow(frames, method: str = "dis", *, subtract_median: bool = False) -> np.ndarray:
@@ -27,7 +32,16 @@ def optical_flow(frames, method: str = "dis", *, subtract_median: bool = False) 
 
     - "dis": Kroeger, Timofte, Dai and Van Gool, "Fast optical flow using dense inverse search", ECCV 2016;
       OpenCV's preset "medium", refined to full resolution, for clips are small;
-    - "farneback": Farnebäck, "Two-frame motion estimation based on polynomial expansion", SCIA 2003.
+    - "farneback": Farnebäck, "Two-frame motion estimation based on polynomial expansion", SCIA 2003; OpenCV;
+    - "tvl1": Zach, Pock and Bischof, "A duality based approach for realtime TV-L1 optical flow", DAGM 2007,
+      as in Sánchez, Meinhardt-Llopis and Facciolo, "TV-L1 optical flow estimation", IPOL 2013; scikit-image,
+      with attachment 30 (the papers' lambda, for grey values from 0 to 1) and a median filter before each
+      warp. It misses motion of more than about an eighth of the shorter side of the picture, for the
+      smallest picture of its pyramid has 16 to 32 pixels a side.
+
+    Mean end-point error on 12 procedural clips of 64 x 64 pixels, other clips than those on which the values
+    of "tvl1" were chosen: "dis" 0.20, "farneback" 0.59, "tvl1" 0.18, and 1.15 for "nothing moves". A pair of
+    frames takes 2 ms of a processor ("dis"), 1.5 ms and 60 ms; of 320 x 240 pixels, 40 ms, 25 ms and 0.6 s.
 
     `subtract_median` takes the median over the picture from each frame's dx and dy: what is left is motion
     against the background, when the background fills most of the picture. Raises ValueError for frames of
@@ -35,8 +49,9 @@ def optical_flow(frames, method: str = "dis", *, subtract_median: bool = False) 
     """
     one_of("method", method, METHODS)
     grey = _grey(frames)
+    prepare = {"dis": _dis, "farneback": _farneback, "tvl1": _tvl1}[method]
     with _one_thread():
-        estimate = _dis() if method == "dis" else _farneback
+        estimate = prepare()
         flow = np.stack([estimate(first, second) for first, second in itertools.pairwise(grey)])
     if subtract_median:
         flow -= np.median(flow, axis=(1, 2), keepdims=True)
@@ -48,10 +63,11 @@ def flow_cached(
 ) -> np.ndarray:
     """`optical_flow` of the frames that `read()` returns, from disk when it was computed before.
 
-    `key` names everything that the frames depend on, such as the digest of the clip's file and its size.
+    `key` names everything that the frames depend on, such as the digest of the clip's file and its size. The
+    flow is computed anew when the version of the library that estimates it changes.
     """
     one_of("method", method, METHODS)
-    settings = f"{method} median={bool(subtract_median)} opencv={cv2.__version__}"
+    settings = f"{method} median={bool(subtract_median)} {_estimator(method)}"
     return cached_array(
         "flow", f"{settings} {key}", lambda: optical_flow(read(), method, subtract_median=subtract_median)
     )
@@ -127,8 +143,8 @@ def _dis():
     return lambda first, second: dis.calc(first, second, None)
 
 
-def _farneback(first, second):
-    return cv2.calcOpticalFlowFarneback(
+def _farneback():
+    return lambda first, second: cv2.calcOpticalFlowFarneback(
         first,
         second,
         None,
@@ -140,6 +156,25 @@ def _farneback(first, second):
         poly_sigma=1.1,
         flags=0,
     )
+
+
+def _tvl1():
+    from skimage.registration import optical_flow_tvl1  # slow to import, and the other methods do not need it
+
+    def estimate(first, second):
+        # What "attachment" means depends on the range of the grey values: here 0 to 1.
+        rows, columns = optical_flow_tvl1(first / np.float32(255), second / np.float32(255), **TVL1)
+        return np.stack([columns, rows], axis=-1)
+
+    return estimate
+
+
+def _estimator(method: str) -> str:
+    """The library that computes `method`, its version, and the parameters that are chosen here."""
+    if method == "tvl1":
+        parameters = " ".join(f"{name}={value}" for name, value in TVL1.items())
+        return f"scikit-image={version('scikit-image')} {parameters}"
+    return f"opencv={cv2.__version__}"
 
 
 @contextmanager
