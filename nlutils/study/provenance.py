@@ -17,7 +17,7 @@ ROOMS = ("architectures", "torch", "study", "video")
 
 @functools.cache
 def code_digest() -> str:
-    """The digest of what a result depends on, nlutils/{architectures,torch,study,video}/**.py, taken once a process."""
+    """The digest of what a result depends on, the Python files of `ROOMS`, taken once a process."""
     package = Path(__file__).resolve().parent.parent
     sources = (path for room in ROOMS for path in (package / room).rglob("*.py"))
     return digest((path for path in sources if path.name != "tables.py"), package)  # that one only shows
