@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from nlutils.video import descriptors
 from nlutils.video.descriptors import (
     SMALL,
     describe,
@@ -237,3 +238,26 @@ def test_eight_small_clips_are_learnt_and_have_tracks():
     assert min(len(one["hog"]) for one in described) > 20
     classifier = TrajectoryClassifier(6, dict, gaussians=4).fit(described, labels)
     assert classifier.predict(described).tolist() == labels
+
+
+def test_numbers_of_the_released_code():
+    """What the docstrings and comments say."""
+    assert descriptors.BINS == {"hog": 8, "hof": 9, "mbhx": 8, "mbhy": 8}
+    assert (descriptors.STILL, descriptors.EVEN) == (0.4, 0.05)
+    assert describe.__kwdefaults__ == {"patch": 32, "cells": 2, "periods": 3}
+    assert improved_trajectories.__kwdefaults__ == {
+        "step": 5,
+        "length": 15,
+        "patch": 32,
+        "scales": 8,
+        "median": 5,
+        "limits": None,
+    }
+
+
+def test_options_of_whole_chains_are_named(clip):
+    with pytest.raises(ValueError, match="patch=0 must be a whole number"):
+        improved_trajectories(clip.frames, patch=0)
+    found = improved_trajectories(clip.frames, scales=1, limits={"least_spread": 0.3, "least_motion": 0.3})
+    expected = improved_trajectories(clip.frames, scales=1, limits=LOOSE)
+    assert np.array_equal(found["hof"], expected["hof"])

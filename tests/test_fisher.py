@@ -9,6 +9,7 @@ from nlutils.video.fisher import (
     LinearSVM,
     Mixture,
     TrajectoryClassifier,
+    check_labels,
     fisher_vector,
     improved,
 )
@@ -223,3 +224,92 @@ def test_a_classifier_takes_clips_without_tracks_and_at_most_some_samples():
         classifier.fit(clips, labels[:-1])
     with pytest.raises(RuntimeError, match="call fit first"):
         TrajectoryClassifier(3, dict).predict(clips)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.0, 1.0], "labels are float64; they must be whole numbers, 0 to 2"),
+        ([False, True], "labels are bool"),
+        (["0", "1"], "labels are <U1"),
+        ([0, -1], r"labels hold \[-1, 0\]; they must hold two or more of 0 to 2"),
+        ([0, 9], r"labels hold \[0, 9\]"),
+        ([2, 2], r"labels hold \[2\]"),
+        ([], r"labels hold \[\]"),
+        ([[0, 1]], r"labels have shape \(1, 2\)"),
+    ],
+)
+def test_labels_are_checked_in_one_place(labels, message):
+    vectors = np.eye(2)
+    with pytest.raises(ValueError, match=message):
+        check_labels(labels, 3)
+    with pytest.raises(ValueError, match=message):
+        TrajectoryClassifier(3, dict).fit([{"a": vectors}] * len(labels), labels)
+    if len(labels) == 2:
+        with pytest.raises(ValueError, match=message):
+            LinearSVM().fit(vectors, labels, 3)
+
+
+def test_labels_are_counted():
+    assert check_labels((0, 2), 3, 2).tolist() == [0, 2]
+    with pytest.raises(ValueError, match=r"labels have shape \(3,\); they must be \(2,\), one a clip"):
+        LinearSVM().fit(np.eye(2), [0, 1, 0], 3)
+    with pytest.raises(ValueError, match="num_classes=0 must be a whole number"):
+        LinearSVM().fit(np.eye(2), [0, 1], 0)
+    with pytest.raises(ValueError, match="there are 0 clips and 2 labels"):
+        TrajectoryClassifier(3, dict).fit([], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.zeros(5), r"have shape \(5,\); they must be \(N, "),
+        (np.full((9, 5), np.nan), r"\[0, 0\]=nan must be a finite number"),
+        (np.full((9, 5), np.inf), r"\[0, 0\]=inf must be a finite number"),
+        (np.full((9, 5), 1e300), r"\[0, 0\]=1e\+300 must be a finite number, of a size that float32"),
+        (np.zeros((9, 4)), r"have shape \(9, 4\); they must be \(N, 5\)"),
+    ],
+)
+def test_descriptors_that_cannot_be_encoded_are_named(rows, message):
+    good = np.random.default_rng(0).normal(size=(40, 5))
+    encoder = FisherEncoder(5, 2).fit(good)
+    svm = LinearSVM().fit(good, np.arange(40) % 2, 2)
+    calls = [encoder.encode, encoder.project, lambda rows: fisher_vector(rows, encoder.mixture), svm.scores]
+    if rows.shape != (9, 4):  # any width can be learnt
+        calls += [FisherEncoder(3, 2).fit, lambda rows: LinearSVM().fit(rows, [0] * 8 + [1], 2)]
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call(rows)
+
+
+def test_the_largest_descriptors_give_a_vector():
+    encoder = FisherEncoder(5, 2).fit(np.random.default_rng(0).normal(size=(40, 5)))
+    assert np.linalg.norm(encoder.encode(np.full((3, 5), 1e37))) == pytest.approx(1)
+
+
+def test_a_clip_with_descriptors_of_another_width_is_named():
+    clips, labels = clips_of()
+    clips[4]["b"] = clips[4]["b"][:, :3]
+    with pytest.raises(ValueError, match=r"b have shape \(40, 3\); they must be \(N, 5\)"):
+        TrajectoryClassifier(3, dict, components=4, gaussians=3).fit(clips, labels)
+
+
+def test_wrong_settings_are_named_before_anything_is_learnt():
+    for options, message in (
+        ({"cost": -1}, "cost=-1 must be a finite number above 0"),
+        ({"cost": float("nan")}, "cost=nan"),
+        ({"gaussians": 0}, "gaussians=0"),
+        ({"components": 2.5}, "components=2.5"),
+        ({"seed": -1}, "seed=-1"),
+        ({"samples": 0}, "samples=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TrajectoryClassifier(3, dict, **options)
+    with pytest.raises(ValueError, match="cost=0"):
+        LinearSVM(cost=0)
+
+
+def test_defaults():
+    assert (LinearSVM().cost, TrajectoryClassifier(2, dict).svm.cost) == (100, 100)  # our choice
+    assert TrajectoryClassifier(2, dict).gaussians == 256  # wanglimin/TDD, extract_fv.m
+    assert TrajectoryClassifier(2, dict).components is None

@@ -208,3 +208,28 @@ def test_wrong_arguments_are_named():
         flow_stack(flow, 0, 0)
     with pytest.raises(ValueError, match=r"stacks of shape \(4, 4\)"):
         as_clip(np.zeros((4, 4)))
+    with pytest.raises(ValueError, match=r"stack of shape \(10, 8, 8, 3\) must be \(..., L, H, W, 2\)"):
+        as_channels(np.zeros((10, 8, 8, 3)))
+    with pytest.raises(ValueError, match=r"stack of shape \(8, 8, 2\)"):
+        as_channels(np.zeros((8, 8, 2)))
+    with pytest.raises(ValueError, match=r"fields of shape \(8, 2\) must be \(..., H, W, 2\)"):
+        subtract_mean(np.zeros((8, 2)))
+    with pytest.raises(ValueError, match=r"flow of shape \(6, 1, 4, 2\) must have two pixels a side"):
+        flow_stack(np.zeros((6, 1, 4, 2)), 0, 3)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_flow_that_is_no_number_is_refused(wrong):
+    good, flow = np.zeros((6, 4, 4, 2)), np.zeros((6, 4, 4, 2))
+    flow[5, 1, 2, 0] = wrong
+    message = rf"\[5, 1, 2, 0\]={wrong} must be a finite number"
+    for call in (
+        lambda: flow_stack(flow, 0, 3),
+        lambda: flow_stack(good, 2, 4, backward=flow),
+        lambda: as_channels(flow),
+        lambda: subtract_mean(flow),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(ValueError, match=rf"stacks\[0, 5, 1, 2, 0\]={wrong}"):
+        as_clip(flow[None])

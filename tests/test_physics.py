@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from nlutils.video import physics
 from nlutils.video.physics import (
     COLOURS,
     RADIUS,
@@ -184,6 +185,7 @@ def test_backgrounds_are_smooth_and_stand_still():
         ({"frames": 0}, "frames=0"),
         ({"size": 8}, "size=8.*16 pixels"),
         ({"seed": -1}, "seed=-1"),
+        ({"seed": 0.5}, "seed=0.5"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
@@ -197,6 +199,10 @@ def test_wrong_numbers_and_shapes_are_named():
         simulations[2]
     with pytest.raises(IndexError, match=r"index=-1"):
         simulations.states([-1])
+    for index in (0.7, 1.0, True, "1"):
+        with pytest.raises(ValueError, match=rf"index={index!r} must be a whole number, 0 to 1"):
+            simulations.states([index])
+    assert np.array_equal(simulations.states(np.array([1])), simulations.states([1]))
     with pytest.raises(ValueError, match=r"start has shape \(3, 2\)"):
         simulate("drift", np.zeros((3, 2)), 4)
     with pytest.raises(ValueError, match=r"substeps=0"):
@@ -211,3 +217,55 @@ def test_no_simulations_is_no_error_and_one_disc_moves_alone():
     assert Simulations("springs", 3, frames=4).states([]).shape == (0, 4, 3, 4)
     states = Simulations("springs", 2, discs=1, frames=10).states()
     np.testing.assert_allclose(states[..., 2:], 0, atol=1e-18)  # total momentum 0, and nothing pulls
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_states_that_are_no_numbers_are_refused(wrong):
+    states = np.zeros((2, 3, 4))
+    states[1, 2, 0] = wrong
+    message = rf"\[1, 2, 0\]={wrong} must be a finite number"
+    for call in (
+        lambda: simulate("drift", states, 4),
+        lambda: energy("springs", states),
+        lambda: momentum(states),
+        lambda: render(states),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_box_that_no_start_stays_in_is_named(count):
+    """Drifting discs meet a wall within 2000 frames; it takes a second or so to say this of 1000 starts."""
+    with pytest.raises(
+        ValueError,
+        match="system='drift', discs=3, frames=2000: of 1000 starts of simulation 0 a disc left the box",
+    ):
+        Simulations("drift", count, frames=2000).states()
+
+
+def test_few_starts_that_stay_are_found():
+    """Six discs that attract each other stay in the box for 64 frames in one start of a hundred."""
+    states = Simulations("gravity", 1, discs=6).states()
+    assert np.abs(states[..., :2]).max() <= 1 - RADIUS + 1e-9
+
+
+@pytest.mark.parametrize("system", ["springs", "gravity", "drift"])
+def test_the_first_start_that_stays_is_taken(system):
+    """Drawn and followed one after another, as the numbers of notebooks and records were."""
+    simulations = Simulations(system, 6, frames=30, seed=4)
+    for index, states in enumerate(simulations.states()):
+        rng = simulations._generator(index, 1)
+        inside = False
+        while not inside:
+            one = simulate(system, physics._start(system, 3, rng), 30)
+            inside = np.abs(one[..., :2]).max() <= 1 - RADIUS + 1e-9
+        np.testing.assert_array_equal(states, one)
+
+
+def test_the_numbers_of_today_stay():
+    """Records and notebooks were made with these starts."""
+    sums = {system: Simulations(system, 3, frames=64).states().sum() for system in SYSTEMS}
+    assert sums == pytest.approx(
+        {"springs": -75.405062, "billiards": 12.189794, "gravity": -17.966459, "drift": -92.515348}, abs=1e-5
+    )

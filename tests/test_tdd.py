@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from nlutils.torch.models import trajectory
 from nlutils.torch.models.trajectory import TDD, ConvolutionalStream, normalise_maps, pool_tracks
 from nlutils.video.flow import optical_flow
 from nlutils.video.procedural import Actions
@@ -193,5 +194,161 @@ def test_wrong_options_are_named():
         TDD(2, spatial_layers=("fc6",))
     with pytest.raises(ValueError, match="normalisations='none' is not known"):
         TDD(2, normalisations=("none",))
-    with pytest.raises(ValueError, match="width=0 must be a whole number"):
-        TDD(2, width=0)
+    for options, message in (
+        ({"width": 0}, "width=0 must be a whole number"),
+        ({"length": -1}, "length=-1 must be a whole number"),
+        ({"step": 0}, "step=0 must be a whole number"),
+        ({"median": 2}, "median=2 is not known; use one of 1, 3, 5"),
+        ({"sizes": ()}, r"sizes=\(\) is empty; give one or more"),
+        ({"sizes": (-1,)}, "sizes=-1 must be a finite number above 0"),
+        ({"sizes": (1.0, 1)}, r"sizes=\(1.0, 1.0\) has a value twice"),
+        ({"cost": -1}, "cost=-1 must be a finite number above 0"),
+        ({"components": 0}, "components=0"),
+        ({"gaussians": 1.5}, "gaussians=1.5"),
+        ({"dropout": 2}, "dropout=2 must be a number from 0 to 1"),
+        ({"limits": {"most": 1}}, "limits='most' is not known"),
+        ({"limits": 3}, "limits=3 must be a Limits"),
+        ({"normalisations": ()}, r"normalisations=\(\) is empty"),
+        ({"spatial_layers": ("conv4", "conv4")}, r"spatial_layers=\('conv4', 'conv4'\) has a value twice"),
+        ({"spatial_layers": (), "temporal_layers": ()}, r"temporal_layers=\(\) leave no map"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TDD(2, **{"width": 3} | options)
+
+
+def test_constants():
+    """Layers, sizes and K as released; the normalisation as in networks of that time; C is our choice."""
+    norm = ConvolutionalStream(3, 2, width=3).norm
+    assert (norm.size, norm.alpha, norm.beta, norm.k) == (5, 5e-4, 0.75, 1)
+    assert trajectory.EPSILON == 2.0**-52
+    with torch.device("meta"):
+        model = TDD(101)
+    assert model.spatial_layers == ("conv4", "conv5")
+    assert model.temporal_layers == ("conv3", "conv4")
+    assert [round(240 * size) for size in model.sizes] == [480, 339, 240, 170, 120]
+    assert (model.step, model.length, model.stack) == (5, 15, 10)
+    assert (model.encoding.components, model.encoding.gaussians, model.encoding.cost) == (64, 256, 100)
+    assert model.limits == Limits()
+
+
+def test_recipe_facts():
+    with torch.device("meta"):
+        rgb, flow = TDD(101).expects
+        assert TDD(101, width=48).expects is None
+        assert TDD(101, stack=5).expects is None
+    assert (rgb.frames, flow.frames, rgb.size, flow.size) == (1, 10, (240, 320), (240, 320))
+    assert "16 frames or more" in rgb.source
+    assert "not known here: mean, scale and order of the colours" in rgb.source
+    assert "TV-L1 flow; not known here: its mean and scale" in flow.source
+
+
+@pytest.mark.parametrize("kind", ["spatiotemporal", "channel"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_maps_of_zeros_stay_zeros_in_any_precision(kind, dtype):
+    values = normalise_maps(torch.zeros(2, 3, 4, 4, dtype=dtype), kind)
+    assert torch.equal(values, torch.zeros(2, 3, 4, 4, dtype=values.dtype))
+    assert values.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def test_descriptors_of_half_precision_are_float32(eight):
+    x, _ = eight
+    model = TDD(6, **SMALL)
+    one = x[0][:1], x[1][:1]
+    exact = model.describe(one)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.spatial.maps(x[0][0].transpose(0, 1), ("conv4",))["conv4"].dtype == torch.bfloat16
+        rough = model.describe(one)[0]
+    for name, values in rough.items():
+        assert values.dtype == np.float32
+        assert np.abs(values - exact[name]).mean() < 0.05 * exact[name].mean(), name
+    first, second = model.tracks(x[0][0].half()), model.tracks(x[0][0].half().float())
+    assert np.array_equal(first.positions, second.positions)
+
+
+def test_a_few_pictures_at_a_time_give_the_same_descriptors(eight, monkeypatch):
+    x, _ = eight
+    model = TDD(6, **SMALL)
+    one = x[0][:1], x[1][:1]
+    whole, seen = model.describe(one)[0], []
+
+    def watched(module, arguments):
+        seen.append(arguments[0].shape)
+
+    for stream in (model.spatial, model.temporal):
+        stream.conv1.register_forward_pre_hook(watched)
+    monkeypatch.setattr(trajectory, "TOGETHER", 3 * 90 * 120)
+    parts = model.describe(one)[0]
+    assert list(parts) == list(whole)
+    for name in whole:
+        np.testing.assert_allclose(parts[name], whole[name], rtol=1e-4, atol=1e-5)
+    # 16 frames, three at a time at twice the size; twelve at a time at the clip's own.
+    expected = [(n, c, 90, 120) for c in (3, 20) for n in (3, 3, 3, 3, 3, 1)]
+    expected += [(n, c, 45, 60) for c in (3, 20) for n in (12, 4)]
+    assert sorted(seen) == sorted(expected)
+
+
+def test_only_the_wanted_layers_are_computed():
+    stream = ConvolutionalStream(3, 2, width=6)
+    x = torch.randn(2, 3, 40, 48, generator=torch.Generator().manual_seed(0))
+    every = stream.maps(x)
+    stream.conv5.register_forward_pre_hook(lambda *_: pytest.fail("conv5 is not wanted"))
+    some = stream.maps(x, ("conv4", "conv3"))
+    assert list(some) == ["conv3", "conv4"]
+    assert all(torch.equal(some[name], every[name]) for name in some)
+    with pytest.raises(ValueError, match="layers='fc6' is not known"):
+        stream.maps(x, ("fc6",))
+
+
+def test_one_stream_may_be_left_out(eight):
+    x, _ = eight
+    model = TDD(6, **SMALL, spatial_layers=(), temporal_layers=("conv3",))
+    described = model.describe((x[0][:1], x[1][:1]))[0]
+    assert list(described) == ["temporal.conv3.spatiotemporal", "temporal.conv3.channel"]
+
+
+@pytest.fixture(scope="module")
+def fitted(eight):
+    x, labels = eight
+    return TDD(6, **SMALL, spatial_layers=("conv5",), temporal_layers=()).fit([(x, labels)])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"sizes": (1.0,)},
+        {"spatial_layers": ("conv4",)},
+        {"temporal_layers": ("conv4",)},
+        {"normalisations": ("channel",)},
+        {"step": 5},
+        {"length": 10},
+        {"median": 5},
+        {"components": 4},
+        {"gaussians": 2},
+        {"limits": {"least_spread": 0.5}},
+    ],
+)
+def test_a_fitted_state_is_not_taken_for_other_options(fitted, other):
+    options = {**SMALL, "spatial_layers": ("conv5",), "temporal_layers": ()}
+    copy = TDD(6, **options | other)
+    before = copy.spatial.conv1.weight.clone()
+    (name,) = other
+    with pytest.raises(ValueError, match=rf"{name}=.* but this state was fitted with {name}="):
+        copy.load_state_dict(fitted.state_dict())
+    assert torch.equal(copy.spatial.conv1.weight, before)
+    # Streams that were trained alone go into any second stage.
+    copy.load_state_dict(TDD(6, **options).state_dict())
+    TDD(6, **options | {"cost": 1.0}).load_state_dict(fitted.state_dict())
+
+
+def test_options_travel_through_a_file_as_plain_values(fitted, tmp_path):
+    torch.save(fitted.state_dict(), tmp_path / "tdd.pt")
+    state = torch.load(tmp_path / "tdd.pt", weights_only=True)
+    assert state["_extra_state"]["options"]["sizes"] == (2.0, 1.0)
+    limits = {"least_spread": np.float64(0), "least_motion": 0}
+    copy = TDD(6, **SMALL | {"limits": limits, "sizes": [2, 1]}, spatial_layers=["conv5"], temporal_layers=[])
+    copy.load_state_dict(state)
+    torch.save(copy.state_dict(), tmp_path / "again.pt")
+    assert (
+        torch.load(tmp_path / "again.pt", weights_only=True)["_extra_state"]["options"]
+        == (state["_extra_state"]["options"])
+    )

@@ -10,6 +10,9 @@ from nlutils.video.flow import optical_flow
 from nlutils.video.procedural import Actions
 from nlutils.video.procedural.texture import Texture
 from nlutils.video.tracks import (
+    INLIERS,
+    MATCHES,
+    SCALE_STEP,
     Limits,
     camera_motion,
     dense_tracks,
@@ -213,6 +216,49 @@ def test_a_clip_too_short_is_named(clips):
         motion_levels(clips[0].frames, median=7)
     with pytest.raises(ValueError, match=r"step=0 must be a whole number"):
         dense_tracks(levels, step=0, length=5)
+    with pytest.raises(ValueError, match=r"levels=\[\] holds no level; make them with motion_levels"):
+        dense_tracks([])
+    for smallest in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=f"smallest={smallest} must be a whole number, 1 or more"):
+            motion_levels(clips[0].frames, clips[0].flow, smallest=smallest)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_flow_that_is_no_number_is_refused(clips, wrong):
+    flow = clips[0].flow.copy()
+    flow[3, 10, 20, 1] = wrong
+    with pytest.raises(ValueError, match=rf"flow\[3, 10, 20, 1\]={wrong} must be a finite number"):
+        motion_levels(clips[0].frames, flow, scales=1)
+
+
+def test_limits_may_be_a_dict(clips):
+    levels = motion_levels(clips[0].frames, clips[0].flow, scales=1)
+    first = dense_tracks(levels, length=8, limits={"least_spread": 0.5, "least_motion": 0})
+    second = dense_tracks(levels, length=8, limits=Limits(least_spread=0.5, least_motion=0))
+    assert len(first) > len(dense_tracks(levels, length=8, limits={}))
+    assert np.array_equal(first.positions, second.positions)
+    for limits, message in (
+        ({"least_sprad": 1}, "limits='least_sprad' is not known; use one of 'least_spread'"),
+        (3, "limits=3 must be a Limits, a dict of its fields, or None"),
+        ({"least_spread": "1"}, "least_spread='1' must be a number"),
+        ({"longest_step": math.nan}, "longest_step=nan must be a number"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dense_tracks(levels, length=8, limits=limits)
+
+
+def test_numbers_of_the_released_code():
+    """What the docstrings say of the improved trajectories as released."""
+    assert vars(Limits()) == {
+        "least_spread": math.sqrt(3),
+        "most_spread": 50.0,
+        "longest_step": 20.0,
+        "step_share": 0.7,
+        "least_motion": 1.0,
+    }
+    assert math.sqrt(2) == SCALE_STEP
+    assert (MATCHES, INLIERS) == (50, 25)
+    assert dense_tracks.__kwdefaults__ == {"step": 5, "length": 15, "quality": 0.001, "limits": None}
 
 
 def test_levels_shrink_by_the_square_root_of_two():

@@ -1,5 +1,7 @@
 """What lies along a track: its shape, and histograms of gradients, of flow and of the flow's gradients."""
 
+from collections.abc import Mapping
+
 import cv2
 import numpy as np
 
@@ -40,13 +42,14 @@ def improved_trajectories(
     patch: int = 32,
     scales: int = 8,
     median: int = 5,
-    limits: Limits | None = None,
+    limits: Limits | Mapping | None = None,
 ) -> dict[str, np.ndarray]:
     """Frames, uint8 (T, H, W, 3) or (T, H, W), to the descriptors of their dense tracks: `describe`.
 
     The options are those of `motion_levels`, `dense_tracks` and `describe`; the defaults are the paper's, for
     videos of about 320 x 240 pixels; `improved_trajectories(frames, **SMALL)` fits clips of 45 x 60.
     """
+    positive_integer("patch", patch)
     levels = motion_levels(frames, flow, scales=scales, smallest=patch, median=median)
     return describe(levels, dense_tracks(levels, step=step, length=length, limits=limits), patch=patch)
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
-from nlutils.arguments import positive_integer
+from nlutils.arguments import positive_integer, positive_number, whole_number
 
 __all__ = [
     "FisherEncoder",
     "LinearSVM",
     "Mixture",
     "TrajectoryClassifier",
+    "check_labels",
     "fisher_vector",
     "improved",
 ]
@@ -23,6 +24,39 @@ LEAST = 2
 VARIANCE_FLOOR = 1e-4
 # What an encoder has learnt, by name, in a classifier's state.
 PARTS = ("mean", "projection", "weights", "means", "variances")
+# No number may be larger than this: the squares are summed in float64.
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def check_labels(labels, num_classes: int, count: int | None = None) -> np.ndarray:
+    """`labels` as an array (`count`,) of whole numbers, two or more of 0 to num_classes - 1; else ValueError.
+
+    `count` None: any number of them.
+    """
+    labels, last = np.asarray(labels), positive_integer("num_classes", num_classes) - 1
+    if labels.ndim != 1 or (count is not None and len(labels) != count):
+        expected = "B" if count is None else count
+        raise ValueError(f"labels have shape {labels.shape}; they must be ({expected},), one a clip")
+    if len(labels) and labels.dtype.kind not in "iu":
+        raise ValueError(f"labels are {labels.dtype}; they must be whole numbers, 0 to {last}")
+    present = np.unique(labels)
+    if len(present) < 2 or present[0] < 0 or present[-1] > last:
+        raise ValueError(f"labels hold {present.tolist()}; they must hold two or more of 0 to {last}")
+    return labels
+
+
+def _check_rows(name, values, width=None) -> np.ndarray:
+    """`values` as float64 (N, W) without NaN and infinity, W = `width` where it is given; else ValueError."""
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or width not in (None, values.shape[1]):
+        raise ValueError(f"{name} have shape {values.shape}; they must be (N, {width or 'W'})")
+    right = np.abs(values) <= LARGEST  # not so for NaN
+    if not right.all():
+        n, w = map(int, np.argwhere(~right)[0])
+        raise ValueError(
+            f"{name}[{n}, {w}]={values[n, w]} must be a finite number, of a size that float32 can hold"
+        )
+    return values
 
 
 @dataclass(frozen=True)
@@ -44,7 +78,7 @@ class Mixture:
         fitted = GaussianMixture(
             gaussians, covariance_type="diag", random_state=seed, reg_covar=VARIANCE_FLOOR
         )
-        fitted.fit(np.asarray(samples, np.float64))
+        fitted.fit(_check_rows("samples", samples))
         return cls(fitted.weights_, fitted.means_, fitted.covariances_)
 
     def log_joint(self, samples) -> np.ndarray:
@@ -80,11 +114,9 @@ def fisher_vector(samples, mixture: Mixture) -> np.ndarray:
         mean over n of  q (x - m) / s / sqrt(w)    and    mean over n of  q (((x - m) / s)^2 - 1) / sqrt(2 w)
 
     Perronnin, Sánchez and Mensink, "Improving the Fisher kernel for large-scale image classification", ECCV
-    2010. Without a sample it is zero.
+    2010. Without a sample it is zero. Raises ValueError for samples of another shape, NaN and infinity.
     """
-    samples = np.asarray(samples, np.float64)
-    if samples.ndim != 2 or samples.shape[1] != mixture.means.shape[1]:
-        raise ValueError(f"samples have shape {samples.shape}; they must be (N, {mixture.means.shape[1]})")
+    samples = _check_rows("samples", samples, mixture.means.shape[1])
     if len(samples) == 0:
         return np.zeros(2 * mixture.means.size)
     q = mixture.posteriors(samples) / len(samples)
@@ -109,18 +141,19 @@ class FisherEncoder:
 
     `fit` takes the descriptors (N, W) of many clips together, `encode` those of one clip. PCA keeps
     `components` = D numbers (None: half of W), or W where that is less, each divided by its standard
-    deviation; the mixture has `gaussians` = K parts. With the defaults a vector has 32,768 numbers.
+    deviation; the mixture has `gaussians` = K parts. With the defaults a vector has 32,768 numbers. Raises
+    ValueError for descriptors of another shape, NaN and infinity.
     """
 
     def __init__(self, components: int | None = 64, gaussians: int = 256, seed: int = 0):
         self.components = None if components is None else positive_integer("components", components)
         self.gaussians = positive_integer("gaussians", gaussians)
-        self.seed = seed
+        self.seed = whole_number("seed", seed)
         self.mean = self.projection = self.mixture = None
 
     def fit(self, descriptors) -> "FisherEncoder":
         """Learn the projection and the mixture. Raises ValueError for too few descriptors."""
-        descriptors = np.asarray(descriptors, np.float64)
+        descriptors = _check_rows("descriptors", descriptors)
         width = descriptors.shape[1]
         kept = min(self.components or max(1, width // 2), width)
         needed = max(LEAST * self.gaussians, kept)
@@ -141,7 +174,9 @@ class FisherEncoder:
 
     def project(self, descriptors) -> np.ndarray:
         """PCA and whitening: (N, W) -> float64 (N, D)."""
-        return (np.asarray(descriptors, np.float64) - self.mean) @ self.projection
+        if self.projection is None:
+            raise RuntimeError("this encoder knows no projection yet; call fit first")
+        return (_check_rows("descriptors", descriptors, len(self.projection)) - self.mean) @ self.projection
 
     def encode(self, descriptors) -> np.ndarray:
         """The improved Fisher vector of one clip's descriptors: float64 (2 K D,)."""
@@ -157,21 +192,17 @@ class LinearSVM:
     """
 
     def __init__(self, cost: float = 100.0, seed: int = 0):
-        self.cost, self.seed = cost, seed
+        self.cost, self.seed = positive_number("cost", cost), whole_number("seed", seed)
         self.weight = self.bias = None
 
     def fit(self, vectors, labels, num_classes: int) -> "LinearSVM":
-        """`vectors` (B, V) and `labels` (B,) from 0 to num_classes - 1. Raises ValueError for one class."""
-        vectors, labels = np.asarray(vectors, np.float64), np.asarray(labels)
-        present = np.unique(labels)
-        if len(present) < 2 or present[0] < 0 or present[-1] >= num_classes:
-            raise ValueError(
-                f"labels hold {present.tolist()}; they must hold two or more of 0 to {num_classes - 1}"
-            )
+        """`vectors` (B, V) and `labels` (B,), two or more of 0 to num_classes - 1; ValueError for others."""
+        vectors = _check_rows("vectors", vectors)
+        labels = check_labels(labels, num_classes, len(vectors))
         from sklearn.svm import LinearSVC
 
         self.weight, self.bias = np.zeros((num_classes, vectors.shape[1])), np.full(num_classes, -1.0)
-        for label in present:
+        for label in np.unique(labels):
             svm = LinearSVC(C=self.cost, random_state=self.seed, max_iter=20_000)
             svm.fit(vectors, labels == label)
             self.weight[label], self.bias[label] = svm.coef_[0], svm.intercept_[0]
@@ -184,7 +215,7 @@ class LinearSVM:
         """
         if self.weight is None:
             raise RuntimeError("this SVM knows no classes yet; call fit first")
-        return np.asarray(vectors, np.float64) @ self.weight.T + self.bias
+        return _check_rows("vectors", vectors, self.weight.shape[1]) @ self.weight.T + self.bias
 
 
 class TrajectoryClassifier:
@@ -214,14 +245,16 @@ class TrajectoryClassifier:
     ):
         self.num_classes = positive_integer("num_classes", num_classes)
         self.describe = describe
-        self.components, self.gaussians, self.cost = components, gaussians, cost
         self.samples = positive_integer("samples", samples)
-        self.seed = seed
+        # They check the numbers now, not when all clips are described.
+        encoder, self.svm = FisherEncoder(components, gaussians, seed), LinearSVM(cost, seed)
+        self.components, self.gaussians = encoder.components, encoder.gaussians
+        self.cost, self.seed = self.svm.cost, self.svm.seed
         self.encoders: dict[str, FisherEncoder] = {}
-        self.svm = LinearSVM(cost, seed)
 
     def fit(self, clips, labels) -> "TrajectoryClassifier":
-        """Learn from `clips` (an iterable) and their `labels`, 0 to num_classes - 1."""
+        """Learn from `clips` (an iterable) and their `labels`: two or more of 0 to num_classes - 1."""
+        labels = check_labels(labels, self.num_classes)
         described = [self.describe(clip) for clip in clips]
         if len(described) != len(labels):
             raise ValueError(
@@ -230,10 +263,11 @@ class TrajectoryClassifier:
         rng = np.random.default_rng(self.seed)
         encoders = {}
         for kind in described[0]:
-            pool = np.concatenate([one[kind] for one in described])
+            width = _check_rows(kind, described[0][kind]).shape[1]
+            pool = np.concatenate([_check_rows(kind, one[kind], width) for one in described])
             if len(pool) > self.samples:
                 pool = pool[np.sort(rng.choice(len(pool), self.samples, replace=False))]
-            encoders[kind] = FisherEncoder(self.components, self.gaussians, self.seed).fit(pool)
+            encoders[kind] = self._encoder().fit(pool)
         self.encoders = encoders
         self.svm.fit([self._vector(one) for one in described], labels, self.num_classes)
         return self
@@ -265,11 +299,14 @@ class TrajectoryClassifier:
         self.encoders, self.svm = {}, LinearSVM(self.cost, self.seed)
         for kind in kinds:
             mean, projection, *mixture = (np.asarray(arrays[f"{kind}.{part}"]) for part in PARTS)
-            encoder = FisherEncoder(self.components, self.gaussians, self.seed)
+            encoder = self._encoder()
             encoder.mean, encoder.projection, encoder.mixture = mean, projection, Mixture(*mixture)
             self.encoders[kind] = encoder
         if kinds:
             self.svm.weight, self.svm.bias = np.asarray(arrays["svm.weight"]), np.asarray(arrays["svm.bias"])
+
+    def _encoder(self):
+        return FisherEncoder(self.components, self.gaussians, self.seed)
 
     def _vector(self, described):
         if not self.encoders:

@@ -6,7 +6,7 @@ section 3.1, https://arxiv.org/abs/1406.2199
 
 import numpy as np
 
-from nlutils.arguments import one_of, positive_integer
+from nlutils.arguments import all_finite, one_of, positive_integer
 from nlutils.video.flow import warp_back
 
 __all__ = ["SAMPLING", "as_channels", "as_clip", "flow_stack", "subtract_mean"]
@@ -37,7 +37,8 @@ def flow_stack(
     centred   subtract from each field of the stack its mean vector ("mean flow subtraction"). Trajectories
               are followed before, with the whole motion
 
-    Raises ValueError for shapes that do not fit and for a frame that has too few fields before or behind it.
+    Raises ValueError for shapes that do not fit, for NaN and infinity (here and below), and for a frame that
+    has too few fields before or behind it.
     """
     one_of("sampling", sampling, SAMPLING)
     length = positive_integer("length", length)
@@ -60,13 +61,14 @@ def flow_stack(
 
 def subtract_mean(fields) -> np.ndarray:
     """`fields` (..., H, W, 2) without their mean vectors, each its own; float32."""
-    fields = np.asarray(fields, np.float32)
+    fields = _fields("fields", np.asarray(fields, np.float32), ("...",))
     return fields - fields.mean(axis=(-3, -2), keepdims=True, dtype=np.float64).astype(np.float32)
 
 
 def as_channels(stack) -> np.ndarray:
     """A stack (..., L, H, W, 2) as channels (..., 2 L, H, W), in the paper's order: dx, dy, dx, dy, ..."""
-    channels = np.moveaxis(np.asarray(stack), -1, -3)  # (..., L, 2, H, W)
+    stack = _fields("stack", stack, ("...", "L"))
+    channels = np.moveaxis(stack, -1, -3)  # (..., L, 2, H, W)
     return channels.reshape(*channels.shape[:-4], -1, *channels.shape[-2:])
 
 
@@ -75,9 +77,7 @@ def as_clip(stacks) -> np.ndarray:
 
     Networks with an option `stack` = L take a batch of such clips and cut them into the stacks again.
     """
-    stacks = np.asarray(stacks)
-    if stacks.ndim != 5 or stacks.shape[-1] != 2:
-        raise ValueError(f"stacks of shape {stacks.shape} must be (S, L, H, W, 2)")
+    stacks = _fields("stacks", stacks, ("S", "L"))
     return np.moveaxis(stacks.reshape(-1, *stacks.shape[2:]), -1, 0)
 
 
@@ -103,7 +103,17 @@ def _check_frame(frame, first, last, needs):
 
 
 def _checked(name, flow):
-    flow = np.asarray(flow, np.float32)
-    if flow.ndim != 4 or flow.shape[-1] != 2 or min(flow.shape[1:3]) < 2:
-        raise ValueError(f"{name} of shape {flow.shape} must be (T-1, H, W, 2), two pixels a side or more")
+    flow = _fields(name, np.asarray(flow, np.float32), ("T-1",))
+    if min(flow.shape[1:3]) < 2:
+        raise ValueError(f"{name} of shape {flow.shape} must have two pixels a side or more")
     return flow
+
+
+def _fields(name, values, leading) -> np.ndarray:
+    """`values` (*leading, H, W, 2), where "..." stands for any number of axes, without NaN and infinity."""
+    values = np.asarray(values)
+    axes = len(leading) + 3
+    fits = values.ndim >= axes - 1 if "..." in leading else values.ndim == axes
+    if not fits or values.shape[-1] != 2:
+        raise ValueError(f"{name} of shape {values.shape} must be ({', '.join(leading)}, H, W, 2)")
+    return all_finite(name, values)

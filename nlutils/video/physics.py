@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nlutils.arguments import one_of, positive_integer
+from nlutils.arguments import all_finite, one_of, positive_integer, whole_number
 from nlutils.video.procedural.texture import Texture
 
 __all__ = [
@@ -39,6 +39,10 @@ COLOURS = np.array(
 )
 
 
+# So many starts of a simulation are tried at most, and so many at a time, of all simulations together.
+DRAWS, TOGETHER = 1000, 1024
+
+
 @dataclass(frozen=True)
 class Simulation:
     """N discs over T frames."""
@@ -58,10 +62,11 @@ class Simulations:
     - "drift": nothing acts on anything
 
     Only billiards has walls. In the others a start from which a disc would leave the box within `frames`
-    frames is drawn again: the starts of longer simulations differ from those of shorter ones. Springs and
-    gravity have a total momentum of 0. `size` is the side of a picture, 16 pixels at least; its background
-    is a smooth random texture. `Simulations(...)[i]` is a `Simulation`; `states()` gives the states of all,
-    without pictures. Raises ValueError for a wrong argument, IndexError for a simulation that there is not.
+    frames is drawn again, up to 1000 times: the starts of longer simulations differ from those of shorter
+    ones. Springs and gravity have a total momentum of 0. `size` is the side of a picture, 16 pixels at
+    least; its background is a smooth random texture. `Simulations(...)[i]` is a `Simulation`; `states()`
+    gives the states of all, without pictures. Raises ValueError for a wrong argument, and when 1000 starts of
+    a simulation did not stay in the box; IndexError for a simulation that there is not.
     """
 
     def __init__(
@@ -76,9 +81,7 @@ class Simulations:
             )
         self.frames = positive_integer("frames", frames)
         self.size = _side(size)
-        if isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0:
-            raise ValueError(f"seed={seed!r} must be a whole number, 0 or more")
-        self.seed = int(seed)
+        self.seed = whole_number("seed", seed)
 
     def __len__(self) -> int:
         return self.count
@@ -92,13 +95,23 @@ class Simulations:
         indices = range(self.count) if indices is None else [self._check(index) for index in indices]
         draws = [self._generator(index, 1) for index in indices]
         result = np.empty((len(draws), self.frames, self.discs, 4))
-        open_places = np.arange(len(draws))
-        while len(open_places):
-            start = np.stack([_start(self.system, self.discs, draws[place]) for place in open_places])
-            tried = simulate(self.system, start, self.frames)
-            kept = (np.abs(tried[..., :2]) <= 1 - RADIUS + 1e-9).all(axis=(1, 2, 3))
-            result[open_places[kept]] = tried[kept]
-            open_places = open_places[~kept]
+        tried = np.zeros(len(draws), int)
+        to_do = np.arange(len(draws))
+        while len(to_do):
+            before = tried[to_do[0]]
+            if before == DRAWS:
+                raise ValueError(
+                    f"system={self.system!r}, discs={self.discs}, frames={self.frames}: of {DRAWS} starts of "
+                    f"simulation {indices[to_do[0]]} a disc left the box each time; use fewer discs or frames"
+                )
+            # 1, then 2, 4, ...: the first start that stays is taken, however many are looked at together.
+            count = min(before + 1, DRAWS - before)
+            now = to_do[tried[to_do] == before][: TOGETHER // count]
+            starts = [[_start(self.system, self.discs, draws[place]) for _ in range(count)] for place in now]
+            found, first = _first_that_stays(self.system, np.array(starts), self.frames)
+            result[now[found]] = first
+            tried[now] += count
+            to_do = np.setdiff1d(to_do, now[found])
         return result
 
     def background(self, index: int) -> np.ndarray:
@@ -111,6 +124,8 @@ class Simulations:
         return np.clip(texture.look(pixels, pixels)[0].astype(np.float64), 0, 255)
 
     def _check(self, index) -> int:
+        if isinstance(index, bool) or not hasattr(index, "__index__"):
+            raise ValueError(f"index={index!r} must be a whole number, 0 to {self.count - 1}")
         if not 0 <= index < self.count:
             raise IndexError(f"index={index!r}: there are {self.count} simulations, 0 to {self.count - 1}")
         return int(index)
@@ -190,7 +205,7 @@ def _states(name, values) -> np.ndarray:
         raise ValueError(
             f"{name} has shape {states.shape}; its last two axes must be discs and x, y, vx, vy: (..., N, 4)"
         )
-    return states
+    return all_finite(name, states)
 
 
 def _side(size) -> int:
@@ -212,6 +227,22 @@ def _start(system, discs, rng) -> np.ndarray:
         places += rng.uniform(-0.2, 0.2, 2) - np.mean(places, axis=0)
         velocities -= velocities.mean(axis=0)
     return np.concatenate([places, velocities], axis=1)
+
+
+def _first_that_stays(system, starts, frames):
+    """Of starts (B, tries, N, 4), for each of B the first from which all discs stay in the box.
+
+    Returns which of B have one, and its states, (found, T, N, 4).
+    """
+    flat = starts.reshape(-1, *starts.shape[2:])
+    staying = np.arange(len(flat))
+    # Most that leave do so early, so a sixteenth of the time sorts out what need not be followed further.
+    for share in (16, 4, 1):
+        states = simulate(system, flat[staying], -(-frames // share))
+        inside = (np.abs(states[..., :2]) <= 1 - RADIUS + 1e-9).all(axis=(1, 2, 3))
+        staying, states = staying[inside], states[inside]
+    found, first = np.unique(staying // starts.shape[1], return_index=True)
+    return found, states[first]
 
 
 def _acceleration(system, x) -> np.ndarray:

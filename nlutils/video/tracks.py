@@ -1,12 +1,14 @@
 """Dense trajectories: points of a grid followed through dense flow, the camera's motion taken away."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from numbers import Real
 
 import cv2
 import numpy as np
 
-from nlutils.arguments import one_of, positive_integer
+from nlutils.arguments import all_finite, one_of, positive_integer
 from nlutils.video.flow import optical_flow
 
 __all__ = [
@@ -69,7 +71,8 @@ class Limits:
     step_share     longer than this share of the whole way, is a jump
     least_motion   a track whose longest step without the camera's motion is not above this shows the camera
 
-    They were chosen for videos of about 320 x 240 pixels; divide the lengths for smaller ones.
+    They were chosen for videos of about 320 x 240 pixels; divide the lengths for smaller ones. Raises
+    ValueError for a limit that is no number.
     """
 
     least_spread: float = math.sqrt(3)
@@ -77,6 +80,21 @@ class Limits:
     longest_step: float = 20.0
     step_share: float = 0.7
     least_motion: float = 1.0
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+                raise ValueError(f"{name}={value!r} must be a number of pixels (of step_share: a share)")
+
+    @classmethod
+    def of(cls, limits: "Limits | Mapping | None") -> "Limits":
+        """`limits`, also given as a dict of some of the fields, or as None for the defaults."""
+        if isinstance(limits, Mapping):
+            known = [field.name for field in fields(cls)]
+            return cls(**{one_of("limits", name, known): value for name, value in limits.items()})
+        if limits is not None and not isinstance(limits, cls):
+            raise ValueError(f"limits={limits!r} must be a Limits, a dict of its fields, or None")
+        return limits or cls()
 
     def keep(self, positions, motion) -> np.ndarray:
         """bool (count,): the tracks to keep, of `positions` (count, L+1, 2) and `motion` (count, L, 2)."""
@@ -142,15 +160,17 @@ def motion_levels(
     motion is taken out by `remove_camera`, where the paper warps the second frame and estimates again.
 
     Wang and Schmid, "Action recognition with improved trajectories", ICCV 2013. Raises ValueError for frames
-    or a flow of another type or shape.
+    or a flow of another type or shape, and for a flow with NaN or infinity.
     """
     one_of("median", median, MEDIANS)
+    positive_integer("smallest", smallest)
     frames = np.asarray(frames)
     if frames.dtype != np.uint8:
         raise ValueError(f"frames are {frames.dtype}; tracks need uint8, 0 to 255")
     flow = optical_flow(frames, method) if flow is None else np.asarray(flow, np.float32)
     if frames.ndim not in (3, 4) or flow.shape != (len(frames) - 1, *frames.shape[1:3], 2):
         raise ValueError(f"flow has shape {flow.shape}; frames {frames.shape} need (T-1, H, W, 2)")
+    all_finite("flow", flow)
     if frames.ndim == 4:
         frames = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
     grey = np.stack(frames)
@@ -170,24 +190,31 @@ def motion_levels(
 
 
 def dense_tracks(
-    levels: list[Level], *, step: int = 5, length: int = 15, quality: float = 0.001, limits=None
+    levels: list[Level],
+    *,
+    step: int = 5,
+    length: int = 15,
+    quality: float = 0.001,
+    limits: Limits | Mapping | None = None,
 ) -> Tracks:
     """Follow points of a grid at each level: the trajectories of the paper.
 
     In each frame every cell of `step` x `step` pixels that holds no point yet gets one at its middle, when
     the picture has structure there (see `sample_points`). A point moves with the median-filtered flow of the
-    pixel that it is in, ends after `length` steps, and is dropped when it leaves the picture. `limits` says
-    which of the finished tracks are kept.
+    pixel that it is in, ends after `length` steps, and is dropped when it leaves the picture. `limits`, a
+    `Limits` or some of its fields as a dict, says which of the finished tracks are kept.
 
     Wang, Kläser, Schmid and Liu, "Action recognition by dense trajectories", CVPR 2011, and Wang and Schmid,
     ICCV 2013; the defaults are those of the released code. Raises ValueError for a clip of `length` frames
-    or fewer.
+    or fewer and for no levels.
     """
     positive_integer("step", step)
+    limits = Limits.of(limits)
+    if not levels:
+        raise ValueError(f"levels={levels!r} holds no level; make them with motion_levels")
     frames = len(levels[0].grey)
     if frames <= positive_integer("length", length):
         raise ValueError(f"length={length} needs {length + 1} frames or more; the clip has {frames}")
-    limits = limits or Limits()
     parts = [_tracks_of_level(level, step, length, quality) for level in levels]
     tracks = Tracks(*(np.concatenate(values) for values in zip(*parts, strict=True)))
     return tracks.where(limits.keep(tracks.positions, tracks.motion))

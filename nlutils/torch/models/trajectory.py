@@ -5,16 +5,17 @@ where the paper is silent, the code released with it (github.com/wanglimin/TDD) 
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nlutils.arguments import one_of, positive_integer
-from nlutils.torch.models.common import VideoClassifier, frames_as_batch, mean_probability
+from nlutils.arguments import one_of, positive_integer, positive_number, probability
+from nlutils.torch.models.common import Expects, VideoClassifier, frames_as_batch, mean_probability
 from nlutils.video.fisher import TrajectoryClassifier
-from nlutils.video.tracks import Limits, Tracks, dense_tracks, motion_levels
+from nlutils.video.tracks import MEDIANS, Limits, Tracks, dense_tracks, motion_levels
 
 __all__ = [
     "NORMALISATIONS",
@@ -29,15 +30,36 @@ NORMALISATIONS = ("spatiotemporal", "channel")
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5")
 # Added to the largest value that a map is divided by, so that zero stays zero.
 EPSILON = 2.0**-52
+# So many pixels go through a stream at a time: four pictures of 480 x 640. Long clips fit into memory so.
+TOGETHER = 4 * 480 * 640
+
+WIDTH = 96  # channels of conv1 as published
+_SOURCE = (
+    "wanglimin/TDD, script_demo.m: videos of 240 x 320, of 16 frames or more for tracks of 15 steps, seen at "
+    "480 x 640, 340 x 454, 240 x 320, 170 x 227 and 120 x 160; "
+)
+EXPECTS_RGB = Expects(
+    frames=1, size=(240, 320), source=_SOURCE + "not known here: mean, scale and order of the colours"
+)
+EXPECTS_FLOW = Expects(
+    frames=10,
+    size=(240, 320),
+    mean=(0.0, 0.0),
+    std=(1.0, 1.0),
+    colour="",
+    source=_SOURCE + "TV-L1 flow; not known here: its mean and scale",
+)
 
 
 def normalise_maps(maps: torch.Tensor, kind: str) -> torch.Tensor:
     """Convolutional maps of a clip, (T, C, h, w), not negative, brought to values from 0 to 1.
 
     "spatiotemporal": each channel divided by its largest value over space and time; "channel": each position
-    (x, y, t) divided by its largest value over channels. The paper uses both, side by side.
+    (x, y, t) divided by its largest value over channels. The paper uses both, side by side. Half precision
+    becomes float32: it does not hold the small number that keeps 0 / 0 away.
     """
     one_of("kind", kind, NORMALISATIONS)
+    maps = _single(maps)
     largest = maps.amax(dim=(0, 2, 3) if kind == "spatiotemporal" else 1, keepdim=True)
     return maps / (largest + EPSILON)
 
@@ -59,7 +81,7 @@ def pool_tracks(maps: torch.Tensor, tracks: Tracks, ratio) -> torch.Tensor:
     row = torch.from_numpy(places[..., 1]).clamp(0, height - 1).to(maps.device)
     start = torch.from_numpy(tracks.start).to(maps.device)
     channels_last = maps.permute(0, 2, 3, 1)
-    pooled = maps.new_zeros(len(tracks), C)
+    pooled = _single(maps.new_zeros(len(tracks), C))
     for step in range(tracks.length):
         pooled += channels_last[start + step, row[:, step], column[:, step]]
     return pooled
@@ -87,20 +109,23 @@ class ConvolutionalStream(nn.Module):
         self.norm = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75)
         # Caffe rounds the size of a pooled map up.
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(probability("dropout", dropout))
         self.classifier = nn.Linear(third, num_classes)
 
-    def maps(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """{layer: (B, C, h, w)}: the output of each convolution, after its ReLU."""
+    def maps(self, x: torch.Tensor, layers: Iterable[str] = LAYERS) -> dict[str, torch.Tensor]:
+        """{layer: (B, C, h, w)} of `layers`: the output of each convolution, after its ReLU."""
+        layers = _each_once("layers", layers, LAYERS, least=1)
         found = {}
-        for name in LAYERS:
-            x = found[name] = F.relu(getattr(self, name)(x))
+        for name in LAYERS[: 1 + max(map(LAYERS.index, layers))]:
+            x = F.relu(getattr(self, name)(x))
+            if name in layers:
+                found[name] = x
             if name in ("conv1", "conv2"):
                 x = self.pool(self.norm(x))
         return found
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.dropout(self.maps(x)["conv5"].mean(dim=(2, 3))))
+        return self.classifier(self.dropout(self.maps(x, ("conv5",))["conv5"].mean(dim=(2, 3))))
 
 
 class TDD(VideoClassifier):
@@ -119,7 +144,11 @@ class TDD(VideoClassifier):
     of all sizes enter one Fisher vector; descriptors are raised to the power 1/2 before PCA; the eight
     vectors are put one behind the other; C = 100; tracks follow OpenCV's DIS flow. `limits`,
     a `Limits` or its fields as a dict, says which tracks are kept; those of the paper are for videos of
-    320 x 240 pixels.
+    320 x 240 pixels. One of `spatial_layers` and `temporal_layers` may be empty. Raises ValueError for a
+    wrong option.
+
+    The state dict holds what `fit` has learnt and the options that this depends on: `load_state_dict` raises
+    ValueError when those of the network are others.
 
     The two-stream network that it is built on: Simonyan and Zisserman, NIPS 2014.
     """
@@ -149,17 +178,23 @@ class TDD(VideoClassifier):
     ):
         super().__init__()
         self.stack = positive_integer("stack", stack)
-        self.spatial_layers = tuple(one_of("spatial_layers", name, LAYERS) for name in spatial_layers)
-        self.temporal_layers = tuple(one_of("temporal_layers", name, LAYERS) for name in temporal_layers)
-        self.normalisations = tuple(one_of("normalisations", k, NORMALISATIONS) for k in normalisations)
-        self.sizes = tuple(sizes)
-        self.step, self.length, self.median = step, length, median
-        self.limits = Limits(**limits) if isinstance(limits, Mapping) else limits
+        self.spatial_layers = _each_once("spatial_layers", spatial_layers, LAYERS)
+        self.temporal_layers = _each_once("temporal_layers", temporal_layers, LAYERS)
+        if not self.spatial_layers + self.temporal_layers:
+            raise ValueError("spatial_layers=() and temporal_layers=() leave no map to describe; give one")
+        self.normalisations = _each_once("normalisations", normalisations, NORMALISATIONS, least=1)
+        sizes = [float(positive_number("sizes", size)) for size in sizes]
+        self.sizes = _each_once("sizes", sizes, sizes, least=1)
+        self.step, self.length = positive_integer("step", step), positive_integer("length", length)
+        self.median = int(one_of("median", median, MEDIANS))
+        self.limits = Limits.of(limits)
         self.spatial = ConvolutionalStream(3, num_classes, width, dropout)
         self.temporal = ConvolutionalStream(2 * stack, num_classes, width, dropout)
         self.encoding = TrajectoryClassifier(
             num_classes, dict, components=components, gaussians=gaussians, cost=cost, seed=seed
         )
+        if (width, stack) == (WIDTH, 10):
+            self.expects = (EXPECTS_RGB, EXPECTS_FLOW)
 
     def streams(self, x) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of the two streams, (B, T, num_classes) each: one a frame, one a stack of flow."""
@@ -206,6 +241,7 @@ class TDD(VideoClassifier):
     def tracks(self, rgb: torch.Tensor) -> Tracks:
         """The tracks of one clip (3, T, H, W)."""
         # Grey values from 0 to 255 by the clip's own extremes: mean and scale of the input do not matter.
+        rgb = _single(rgb)
         low, high = rgb.min(), rgb.max()
         scaled = (rgb - low) / (high - low).clamp_min(1e-12) * 255
         frames = scaled.round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
@@ -213,37 +249,80 @@ class TDD(VideoClassifier):
         return dense_tracks(levels, step=self.step, length=self.length, limits=self.limits)
 
     def get_extra_state(self):
-        return {name: torch.from_numpy(array) for name, array in self.encoding.state().items()}
+        learnt = {name: torch.from_numpy(array) for name, array in self.encoding.state().items()}
+        return {"options": self._described_by(), "learnt": learnt}
 
     def set_extra_state(self, state):
-        self.encoding.load_state({name: tensor.cpu().numpy() for name, tensor in state.items()})
+        own = self._described_by()
+        for name, value in state["options"].items():
+            if state["learnt"] and value != own[name]:
+                raise ValueError(
+                    f"{name}={own[name]!r}, but this state was fitted with {name}={value!r}; "
+                    f"make the network with the options of the state"
+                )
+        self.encoding.load_state({name: tensor.cpu().numpy() for name, tensor in state["learnt"].items()})
+
+    def _described_by(self):
+        """The options that descriptors and Fisher vectors depend on."""
+        names = ("spatial_layers", "temporal_layers", "normalisations", "sizes", "step", "length", "median")
+        options = {name: getattr(self, name) for name in names}
+        options["limits"] = {name: float(value) for name, value in asdict(self.limits).items()}
+        encoding = {name: getattr(self.encoding, name) for name in ("components", "gaussians")}
+        return options | encoding
 
     def _describe_clip(self, rgb, flow):
         tracks = self.tracks(rgb)
-        inputs = (
-            ("spatial", self.spatial, self.spatial_layers, rgb),
-            ("temporal", self.temporal, self.temporal_layers, self._stacks(flow[None])[0]),
+        streams = (
+            ("spatial", rgb, self.spatial_layers, lambda times: rgb[None, :, times]),
+            ("temporal", flow, self.temporal_layers, lambda times: self._stacks(flow[None], times)),
         )
+        H, W = rgb.shape[-2:]
         found: dict[str, list] = {}
-        for name, stream, layers, pictures in inputs:
-            for size in self.sizes:
-                maps = stream.maps(_resized(pictures.transpose(0, 1), size))
+        for name, clip, layers, pictures in streams:
+            for size in self.sizes if layers else ():
+                maps = _maps(getattr(self, name), layers, pictures, clip.shape[1:], size)
                 for layer in layers:
                     h, w = maps[layer].shape[-2:]
-                    ratio = pictures.shape[-1] / w, pictures.shape[-2] / h
                     for kind in self.normalisations:
-                        pooled = pool_tracks(normalise_maps(maps[layer], kind), tracks, ratio)
+                        pooled = pool_tracks(normalise_maps(maps[layer], kind), tracks, (W / w, H / h))
                         found.setdefault(f"{name}.{layer}.{kind}", []).append(pooled.sqrt().cpu().numpy())
         return {key: np.concatenate(parts) for key, parts in found.items()}
 
-    def _stacks(self, flow):
+    def _stacks(self, flow, times=slice(None)):
         """(B, 2, T, H, W) -> (B, 2 L, T, H, W): at t (dx, dy) of the field t, then of t + 1, ... t + L - 1.
 
-        The last field stands for those that would come after it, as in the released code.
+        The last field stands for those that would come after it, as in the released code. Only the stacks
+        at `times`, a slice of T.
         """
         T = flow.shape[2]
-        times = (torch.arange(T)[:, None] + torch.arange(self.stack)).clamp(max=T - 1)
-        return flow[:, :, times].permute(0, 3, 1, 2, 4, 5).flatten(1, 2)
+        fields = (torch.arange(T)[times, None] + torch.arange(self.stack)).clamp(max=T - 1)
+        return flow[:, :, fields].permute(0, 3, 1, 2, 4, 5).flatten(1, 2)
+
+
+def _each_once(name, values, allowed, least=0):
+    """`values` as a tuple, each of them `allowed`, none twice (that would double rows); else ValueError."""
+    values = tuple(one_of(name, value, allowed) for value in values)
+    if len(values) < least:
+        raise ValueError(f"{name}={values!r} is empty; give one or more")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name}={values!r} has a value twice; give each once")
+    return values
+
+
+def _single(x):
+    """`x` in float32, or in its own type where that has more digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _maps(stream, layers, pictures, shape, size):
+    """{layer: (T, C, h, w)} of a clip resized by `size`; `pictures(slice)` gives some of its T pictures."""
+    T, height, width = shape
+    count = max(1, int(TOGETHER / (height * width * size**2)))
+    parts = []
+    for first in range(0, T, count):
+        some = frames_as_batch(pictures(slice(first, first + count)))
+        parts.append(stream.maps(_resized(some, size), layers))
+    return {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
 
 
 def _resized(pictures, size):
