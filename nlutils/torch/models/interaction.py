@@ -53,7 +53,7 @@ class InteractionCore(nn.Module):
         update(i) = self_dynamics(s_i) + sum over j != i of relation([s_i, s_j])
         result(i) = output([s_i, affector(update(i))])
 
-    With D = 64 the MLPs have the paper's widths: self-dynamics 64-64-64, relation 128-64-64-64, affector
+    With D = 64 the MLPs have the widths of a public reimplementation: self-dynamics 64-64-64, relation 128-64-64-64, affector
     64-64-64-64, output 128-64-64; together 49,792 parameters. `relations=False` leaves the sum and its MLP
     out: a control in which no object learns of another.
     """
@@ -185,13 +185,13 @@ class VisualInteractionNetwork(nn.Module):
     """Clips or states of `num_objects` objects -> their states (x, y, vx, vy) in the next frames.
 
     It is no classifier: `create_model` gives it the number of objects for `num_classes`. `input` is "rgb",
-    clips (B, 3, T, 32, 32), which give T - 2 codes (T = 6 in the paper); or "states", (B, T, N, 4): one
+    clips (B, 3, T, 32, 32), which give T - 2 codes (T = 6 as published); or "states", (B, T, N, 4): one
     linear layer, 4 to D, in place of the visual encoder. The dynamics need as many codes as the largest of
     `offsets`. Choose the unit of time so that places and velocities are numbers of one size: where
     velocities are larger or much smaller, the loss sees only one of the two.
 
     `width` is D, the numbers of an object in a code, and the width of all MLPs; `channels` the 16 of the
-    visual encoder; `relations=False` the control in which no object learns of another. With the paper's sizes
+    visual encoder; `relations=False` the control in which no object learns of another. With the default sizes
     and 3 objects it has 218,460 parameters.
     """
 
@@ -245,7 +245,7 @@ class VisualInteractionNetwork(nn.Module):
         """Mean squared error of what is predicted, plus that of what the codes say of the frames they are of.
 
         `states` (B, K + steps, N, 4) are the true states: first those of the K codes' own frames, then those
-        of the frames to predict, 8 in the paper. Step k = 1, 2 ... counts `discount` ** k. The second term is
+        of the frames to predict, 8 as published. Step k = 1, 2 ... counts `discount` ** k. The second term is
         the encoder's auxiliary loss. Its weight, 1, and the discount, none by default, are our choice.
         """
         codes = self.codes(x)
