@@ -53,9 +53,9 @@ class InteractionCore(nn.Module):
         update(i) = self_dynamics(s_i) + sum over j != i of relation([s_i, s_j])
         result(i) = output([s_i, affector(update(i))])
 
-    With D = 64 the MLPs have the widths of a public reimplementation: self-dynamics 64-64-64, relation 128-64-64-64, affector
-    64-64-64-64, output 128-64-64; together 49,792 parameters. `relations=False` leaves the sum and its MLP
-    out: a control in which no object learns of another.
+    With D = 64 the MLPs have the widths of a public reimplementation: self-dynamics 64-64-64, relation
+    128-64-64-64, affector 64-64-64-64, output 128-64-64; together 49,792 parameters. `relations=False` leaves
+    the sum and its MLP out: a control in which no object learns of another.
     """
 
     def __init__(self, width: int = 64, *, relations: bool = True):
