@@ -5,6 +5,11 @@ import io
 import json
 import pickle
 import struct
+import sys
+import time
+import traceback
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -21,10 +26,15 @@ from nlutils.exchange.checkpoints import (
 )
 from nlutils.exchange.checkpoints.pickles import read_pickle
 from nlutils.exchange.checkpoints.zoo import find_file
-from nlutils.paths import results_root
+from nlutils.origin import digest
+from nlutils.paths import project_root, results_root
 from nlutils.torch.inflation import inflate_weights
 from nlutils.torch.models.inception import I3DInception, TwoStreamI3D
 from nlutils.torch.models.resnet import C2D, I3D
+
+sys.path.insert(0, str(project_root()))
+
+from benchmarks.checkpoints import SOURCES
 
 NETWORKS = {"c2d": C2D, "i3d": I3D, "i3d_inception": I3DInception}
 SMALL = {"width": 2, "depth": (1, 2, 2, 1)}
@@ -722,6 +732,338 @@ def test_a_torch_file_runs_nothing_either(zipped, tmp_path):
         load_checkpoint(path, C2D(5, **SMALL))
 
 
+ENCODE = b"c_codecs\nencode\n"
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"N}U\x04dataU\x08" + np.array([7, 7], "<f4").tobytes() + b"s\x86",  # of slots
+        b"N}U\x0b__setattr__cnumpy.core.multiarray\n_reconstruct\ns\x86",
+        b"}U\x04dataU\x01as",
+    ],
+)
+@pytest.mark.parametrize("name", [ENCODE, b"cnumpy\ndtype\n", b"cnumpy\nndarray\n"])
+def test_a_file_cannot_change_how_the_next_one_is_read(state, name, tmp_path):
+    """A state given to a name itself, not to what it makes, would be set as attributes of our own code."""
+    numbers = np.array([1.5, -2.0], "<f4")
+    (tmp_path / "evil.pkl").write_bytes(b"\x80\x02" + name + state + b"b.")
+    (tmp_path / "honest.pkl").write_bytes(pickle.dumps(numbers, 2))
+    with pytest.raises(ValueError, match="a state for what has none"):
+        read_pickle(tmp_path / "evil.pkl")
+    assert np.array_equal(read_pickle(tmp_path / "honest.pkl"), numbers)
+
+
+def doubled(times):
+    """A pickle of a tuple of itself and itself ... around a number."""
+    return b"K\x01" + b"2\x86" * times
+
+
+def array_again(count, size):
+    """A pickle whose bytes stand in it once and are made an array many times."""
+    data, state = bytes(size), array_state(shape=b"J" + struct.pack("<i", size // 4) + b"\x85")
+    start, dtype = state.partition(b"(K\x01")[0][2:], b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R"
+    shape = b"J" + struct.pack("<i", size // 4) + b"\x85"
+    again = start + b"(K\x01" + shape + dtype + b"\x89h\x00tba"
+    return b"\x80\x03B" + struct.pack("<I", size) + data + b"q\x000]" + again * count + b"."
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (b"\x80\x02Nr\xff\xff\xff\x07.", None),
+        (b"Np134217727\n.", None),
+        (b"\x80\x03B\xff\xff\xff\x7fa.", "only 2 remain"),
+        (b"\x80\x04\x96" + struct.pack("<Q", 2**40) + b"a.", "only 2 remain"),
+        (array_again(500, 100_000), "times as large"),
+        (b"\x80\x02}" + doubled(200) + b"Ns.", "a key that is no text or number of a usual size: a tuple"),
+        (b"\x80\x02}\x8a\x08" + struct.pack("<q", 2**61 - 1) + b"Ns.", "a key that is no text or number"),
+        (b"\x80\x02" + doubled(200) + b"Q.", "outside the file, a tuple"),
+        (b"\x80\x02cnumpy\ndtype\n" + doubled(200) + b"\x85R.", "a tuple in the place of a text"),
+        (array_state(shape=doubled(200)), "no row of whole numbers"),
+        (array_state(shape=b"(" + b"K\x01" * 65 + b"t"), "no row of numbers"),
+        (ENCODE.join([b"\x80\x02", b"U\x01a"]) + doubled(200) + b"\x86R.", "in the place of a text"),
+    ],
+)
+def test_a_small_pickle_takes_no_memory_and_no_time(written, message, tmp_path):
+    path = tmp_path / "small.pkl"
+    path.write_bytes(written)
+    tracemalloc.start()
+    start = time.process_time()
+    try:
+        if message is None:
+            assert read_pickle(path) is None
+        else:
+            with pytest.raises(ValueError, match=message):
+                read_pickle(path)
+        seconds, peak = time.process_time() - start, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 * len(written) + 2**18
+    assert seconds < 5
+
+
+def test_an_array_may_stand_in_a_file_more_than_once(tmp_path):
+    path = tmp_path / "again.pkl"
+    path.write_bytes(array_again(2, 100_000))
+    assert [array.shape for array in read_pickle(path)] == [(25_000,)] * 2
+
+
+def test_a_text_of_python_2_in_lines_has_all_bytes(tmp_path):
+    r"""Protocol 0 writes 'a\xff', and NumPy's numbers like that."""
+    path = tmp_path / "lines.pkl"
+    path.write_bytes(b"(dp0\nS'a\\xff'\np1\nS'\\x00\\xfe'\nS.".replace(b"\nS.", b"\ns."))
+    assert read_pickle(path) == {"a\xff": "\x00\xfe"}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 5])
+def test_keys_that_are_bytes_are_names_too(protocol, tmp_path):
+    """As Python 3 writes what it read from a pickle of Python 2."""
+    source, model = random_network(C2D, **SMALL), C2D(5, **SMALL)
+    blobs = {name.encode(): array for name, array in to_checkpoint(source, "caffe2").items()}
+    (tmp_path / "net.pkl").write_bytes(pickle.dumps({b"blobs": blobs, b"lr": 0.1}, protocol))
+    assert read_pickle(tmp_path / "net.pkl")["blobs"].keys() == {name.decode() for name in blobs}
+    report = load_checkpoint(tmp_path / "net.pkl", model, report=None)
+    assert same_output(source, model)
+    assert report.ignored == ("lr",)
+    load_checkpoint({b"blobs": blobs}, C2D(5, **SMALL), report=None)
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (b"\x80\x02}U\x01a" + ENCODE + b"s.", "which is no value"),
+        (b"\x80\x02cnumpy\nndarray\n.", "which is no value"),
+        (b"\x80\x02cnumpy\ndtype\nU\x02f4\x85R\x85.", "which is no value"),
+        (pickle.dumps({"a": {1, 2}}, 4), "instruction EMPTY_SET"),
+        (pickle.dumps(frozenset([1]), 4), "instruction FROZENSET"),
+        (b"\x80\x02" + ENCODE + b")\x81.", "instruction NEWOBJ"),
+        (b"(S'a'\nios\nsystem\n.", "asks for os.system"),
+        (b"\x80\x02\x82\x01.", "instruction EXT1"),
+    ],
+)
+def test_what_is_no_plain_value_is_refused(written, message, tmp_path):
+    (tmp_path / "odd.pkl").write_bytes(written)
+    with pytest.raises(ValueError, match=message):
+        read_pickle(tmp_path / "odd.pkl")
+
+
+def rewritten(path, change=None, compression=zipfile.ZIP_STORED):
+    """The archive at `path` again; `change` gets the new one before it is closed."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+        if change is not None:
+            change(archive)
+
+
+def say_twice(archive):
+    (large,) = (entry for entry in archive.filelist if entry.filename.endswith("/data/0"))
+    again = zipfile.ZipInfo(large.filename.replace("/data/0", "/data/1"))
+    again.file_size, again.compress_size, again.CRC = large.file_size, large.compress_size, large.CRC
+    again.header_offset = large.header_offset
+    archive.filelist.append(again)
+
+
+def add_comment(archive):
+    archive.comment = b"a second list of entries can stand here"
+
+
+@pytest.mark.parametrize(
+    ("change", "compression", "message"),
+    [
+        (None, zipfile.ZIP_DEFLATED, "entries are compressed"),
+        (say_twice, zipfile.ZIP_STORED, "larger than the file"),
+        (add_comment, zipfile.ZIP_STORED, "not written by torch.save"),
+    ],
+)
+def test_an_archive_that_is_larger_than_its_file_is_not_opened(
+    change, compression, message, tmp_path, monkeypatch
+):
+    path = tmp_path / "net.pt"
+    torch.save({"conv1_w": torch.zeros(100_000)}, path)
+    rewritten(path)
+    assert read_checkpoint(path).weights["conv1_w"].shape == (100_000,)  # an archive of Python's is fine
+    rewritten(path, change, compression)
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(ValueError, match=f"net.pt cannot be read by torch.load: .*{message}"):
+        read_checkpoint(path)
+
+
+def test_an_archive_behind_something_else_is_refused(tmp_path):
+    path = tmp_path / "net.pt"
+    torch.save({"conv1_w": torch.zeros(10)}, path)
+    path.write_bytes(b"PK\x03\x04" + path.read_bytes())
+    with pytest.raises(ValueError, match=r"not written by torch\.save"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: torch.save({"a": torch.ones(3)}, path, pickle_protocol=4), "with pickle_protocol=4;"),
+        (lambda path: torch.save({"a": torch.ones(3)}, path, pickle_protocol=5), "with pickle_protocol=5;"),
+        (lambda path: torch.jit.script(torch.nn.Linear(2, 2)).save(path), "is a TorchScript archive"),
+        (lambda path: torch.save({"a": np.ones(3)}, path), "asks for numpy"),
+        (lambda path: torch.save(torch.nn.Linear(2, 2), path), "asks for torch.nn.modules.linear.Linear"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 and no more"), "the archive is damaged"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_the_reader_is_never_told_to_run_the_files_code(write, message, tmp_path):
+    """torch.load says, of all that it refuses, that weights_only=False will do."""
+    path = tmp_path / "net.pt"
+    write(path)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_checkpoint(path)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "net.pt" in told
+    assert "Re-running" not in told
+    assert "set to `False`" not in told
+
+
+def test_a_cut_old_file_of_torch_is_told_in_our_words(tmp_path):
+    path = tmp_path / "net.pt"
+    torch.save({"a": torch.ones(1000)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"net.pt cannot be read by torch.load: it is damaged") as caught:
+        read_checkpoint(path)
+    assert "weights_only" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_broken_file_of_tensorflow_is_one_clear_error(tmp_path):
+    pytest.importorskip("tensorflow")
+    (tmp_path / "model.ckpt.index").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"model\.ckpt cannot be read by TensorFlow"):
+        read_checkpoint(tmp_path / "model.ckpt")
+
+
+# --- numbers that are none ---------------------------------------------------------------------------------
+
+KERNEL, VARIANCE, BIAS = "conv1_w", "res5_0_branch2c_bn_riv", "pred_b"
+IN_BLOCK, BLOCK_VARIANCE = "nonlocal_conv3_0_theta_w", "nonlocal_conv4_1_bn_riv"
+
+
+def with_value(number, kind=np.float32):
+    """Of the shape of what it replaces, zeros but for one number."""
+
+    def change(array):
+        changed = np.zeros(array.shape, kind)
+        changed.flat[-1] = number
+        return changed
+
+    return change
+
+
+def as_tensor(make):
+    return lambda array: make(torch.from_numpy(array))
+
+
+NO_NUMBERS = {
+    "text": (lambda array: np.full(array.shape, "a"), "of <U1.*real numbers"),
+    "objects": (lambda array: array.astype(object), "of object.*real numbers"),
+    "truth": (lambda array: array > 0, "of bool.*real numbers"),
+    "complex": (lambda array: array + 1j, "of complex64.*real numbers"),
+    "complex tensor": (as_tensor(lambda tensor: tensor + 1j), "of complex64.*real numbers"),
+    "all NaN": (lambda array: np.full_like(array, np.nan), "not finite"),
+    "one NaN": (with_value(np.nan), "not finite"),
+    "one infinity": (with_value(-np.inf), "not finite"),
+    "too large": (with_value(1e300, np.float64), "too large for the model's torch.float32"),
+    "too small": (with_value(-1e300, np.float64), "too large for the model's torch.float32"),
+    "sparse": (as_tensor(torch.Tensor.to_sparse), "torch.sparse_coo.*only dense"),
+    "float8": (as_tensor(lambda tensor: tensor.to(torch.float8_e4m3fn)), "torch.float8_e4m3fn.*only dense"),
+    "quantised": (
+        as_tensor(lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)),
+        "torch.qint8.*only dense",
+    ),
+    "meta": (as_tensor(lambda tensor: tensor.to("meta")), "meta.*only dense"),
+    "nested": (as_tensor(lambda tensor: torch.nested.nested_tensor([tensor])), "nested Tensor.*only dense"),
+}
+
+
+@pytest.mark.parametrize("key", [KERNEL, VARIANCE, BIAS, IN_BLOCK, BLOCK_VARIANCE])
+@pytest.mark.parametrize("case", NO_NUMBERS)
+@pytest.mark.filterwarnings("ignore")  # of PyTorch, about nested and quantised tensors
+def test_weights_that_are_no_finite_real_numbers_are_refused_and_nothing_is_written(
+    case, key, weights_and_model
+):
+    change, message = NO_NUMBERS[case]
+    arrays, model, before = weights_and_model
+    arrays = arrays | {key: change(arrays[key])}
+    with pytest.raises(ValueError, match=f"{key} (is|has) .*{message}"):
+        load_checkpoint(arrays, model, report=None)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.fixture
+def weights_and_model():
+    """Arrays of one network, another that is to be left alone, and what it holds."""
+    options = {"layout": "released", "clip": "8x8", **TRUNK_AND_BLOCKS}
+    arrays = to_checkpoint(random_network(I3D, **options), "caffe2")
+    model = random_network(I3D, seed=2, **options)
+    return arrays, model, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_other_precisions_and_orders_of_bytes_are_read():
+    options = {"layout": "released", "clip": "8x8", **TRUNK_AND_BLOCKS}
+    source = random_network(I3D, **options)
+    arrays = to_checkpoint(source, "caffe2")
+    for kind in (">f4", ">f8", np.float64, np.longdouble):
+        model = I3D(5, **options)
+        load_checkpoint({name: array.astype(kind) for name, array in arrays.items()}, model, report=None)
+        assert same_output(source, model)
+    arrays[KERNEL] = arrays[KERNEL] * np.float32(1e6)
+    load_checkpoint(arrays, I3D(5, **options), report=None)
+    for half, message in ((torch.float16, KERNEL), (torch.bfloat16, None)):
+        if message is None:
+            load_checkpoint(arrays, I3D(5, **options).to(half), report=None)
+        else:
+            with pytest.raises(ValueError, match=rf"{message} has numbers too large for the model's {half}"):
+                load_checkpoint(arrays, I3D(5, **options).to(half), report=None)
+
+
+@pytest.mark.parametrize("count", [np.float32(1.5), np.float64(1e300), np.uint64(2**63)])
+@pytest.mark.parametrize(
+    "key", ["s1.pathway0_stem.bn.num_batches_tracked", "s3.pathway0_nonlocal0.bn.num_batches_tracked"]
+)
+def test_a_count_of_batches_is_a_whole_number(count, key):
+    options = {"layout": "slowfast", "clip": "8x8", **TRUNK_AND_BLOCKS}
+    arrays = to_checkpoint(random_network(I3D, **options), "slowfast") | {key: np.array(count)}
+    with pytest.raises(ValueError, match=f"{key} (is a count|has numbers too large)"):
+        load_checkpoint(arrays, I3D(5, **options), report=None)
+
+
+@pytest.mark.parametrize("key", [KERNEL, BIAS, IN_BLOCK])
+def test_a_shape_is_looked_at_before_the_numbers(key, monkeypatch):
+    """One number can say that it is 40 GB; read as bfloat16, it would become that."""
+    options = {"layout": "released", "clip": "8x8", **TRUNK_AND_BLOCKS}
+    arrays = to_checkpoint(random_network(I3D, **options), "caffe2")
+    arrays[key] = torch.zeros((), dtype=torch.bfloat16).expand(100_000, 100_000)
+    monkeypatch.setattr(torch.Tensor, "float", None)
+    with pytest.raises(ValueError, match=rf"{key} has shape \(100000, 100000\)"):
+        load_checkpoint(arrays, I3D(5, **options), report=None)
+
+
+def test_a_gain_too_is_looked_at_by_its_shape_first(monkeypatch):
+    arrays = to_checkpoint(random_network(I3DInception, width=4), "i3d_pytorch")
+    arrays["Conv3d_1a_7x7.bn.weight"] = torch.ones((), dtype=torch.bfloat16).expand(100_000, 100_000)
+    monkeypatch.setattr(torch.Tensor, "float", None)
+    with pytest.raises(ValueError, match=r"Conv3d_1a_7x7.bn.weight has shape \(100000, 100000\)"):
+        load_checkpoint(arrays, I3DInception(5, width=4, norm_gain=False), report=None)
+
+
+def test_a_model_without_numbers_is_refused():
+    arrays = to_checkpoint(random_network(C2D, **SMALL), "caffe2")
+    with torch.device("meta"):
+        model = C2D(5, **SMALL)
+    with pytest.raises(ValueError, match='the device "meta"'):
+        load_checkpoint(arrays, model, report=None)
+    with pytest.raises(ValueError, match='the device "meta"'):
+        to_checkpoint(model, "caffe2")
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -772,3 +1114,10 @@ def test_their_networks_gave_the_same_output():
         assert case["difference"] < 1e-12, case
         assert case["difference_other_layout"] > 0.01, case
         assert case["difference_without_blocks"] is None or case["difference_without_blocks"] > 0.01, case
+
+
+def test_the_record_is_of_todays_code():
+    path, root = results_root() / "peers" / "checkpoints.json", project_root()
+    code = json.loads(path.read_text(encoding="utf-8"))["provenance"]["code"]
+    files = (file for folder in SOURCES for file in (root / folder).rglob("*.py"))
+    assert code == digest(files, root), "run python -m benchmarks.checkpoints"

@@ -11,9 +11,9 @@ from nlutils.exchange.checkpoints.key_schemes import (
     find_scheme,
     published_name,
 )
-from nlutils.exchange.checkpoints.reading import read_checkpoint
+from nlutils.exchange.checkpoints.reading import numbers, read_checkpoint, shape_of
 from nlutils.exchange.checkpoints.report import CheckpointReport, notes
-from nlutils.exchange.checkpoints.shapes import cure, ours_from, same_but_for_ones, theirs_from
+from nlutils.exchange.checkpoints.shapes import cure, ours_from, same_but_for_ones, shape_from, theirs_from
 from nlutils.exchange.frameworks import as_array, to_arrays
 from nlutils.exchange.published import from_published, to_published
 
@@ -128,12 +128,9 @@ class _Reading:
         key, needed = published_name(name, self.scheme), tuple(self.state[name].shape)
         if key in self.found:
             self.used.add(key)
-            array = ours_from(as_array(self.found[key]), name, self.scheme)
-            if same_but_for_ones(array.shape, needed):
-                self.values[name] = array.reshape(needed)
-            else:
-                self.faults.append(f"{key} has shape {array.shape}, the model's {name} {needed}")
-                self.cures[cure(name, array.shape, needed)] = True
+            array = self._numbers(key, name, needed)
+            if array is not None:
+                self.values[name] = array
         elif (value := self._convention(name)) is not None:
             self.values[name] = np.full(needed, value, np.float32)
             self.assumed.append(name)
@@ -152,7 +149,7 @@ class _Reading:
         self.used.update(key for key in keys if key.endswith(_COUNT) or not _is_no_weight(key, self.scheme))
         trial = copy.deepcopy(block).cpu()
         try:
-            from_published(trial, self.found, self.scheme, start[0])
+            from_published(trial, self.found | self._block_numbers(trial, start[0]), self.scheme, start[0])
         except ValueError as error:
             self.faults.append(f"{name}: {error}")
             return
@@ -178,6 +175,35 @@ class _Reading:
         if not self.values:
             raise ValueError(f"the file has names as in {self.scheme!r}, but no weight of the model")
 
+    def _numbers(self, key, name, needed):
+        """The file's `key` for the model's `name`; None where it does not fit, which becomes a fault."""
+        value = self.found[key]
+        try:
+            # The shape first, because a few bytes can say that they are a tensor of any size.
+            shape = shape_from(shape_of(value, key), name, self.scheme)
+            if same_but_for_ones(shape, needed):
+                array = _in_range(numbers(value, key), key, self.state[name].dtype)
+                return ours_from(array, name, self.scheme).reshape(needed)
+        except ValueError as error:
+            self.faults.append(str(error))
+            return None
+        self.faults.append(f"{key} has shape {shape}, the model's {name} {needed}")
+        self.cures[cure(name, shape, needed)] = True
+        return None
+
+    def _block_numbers(self, block, prefix):
+        """A non-local block's weights by the file's names, as far as their shapes fit; `block` is emptied."""
+        import torch  # here and below, so that reading files and names needs no PyTorch
+
+        for tensor in block.state_dict().values():
+            tensor.zero_()  # a bias that the format does not have must be 0
+        values = {}
+        for key, array in to_published(block, self.scheme, prefix).items():
+            if key in self.found and shape_of(self.found[key], key) == array.shape:
+                dtype = getattr(torch, array.dtype.name)
+                values[key] = _in_range(numbers(self.found[key], key), key, dtype)
+        return values
+
     def _has(self, layer, kind):
         return published_name(f"{layer}.{kind}", self.scheme) in self.found
 
@@ -197,10 +223,12 @@ class _Reading:
 
     def _drop_gain(self, layer):
         """A model without gains computes the same only where they are 1."""
+        name, needed = f"{layer}.bias", tuple(self.state[f"{layer}.bias"].shape)
         key = published_name(f"{layer}.weight", self.scheme)
         if key in self.found:
             self.used.add(key)
-            if (as_array(self.found[key]) != 1).any():
+            array = self._numbers(key, name, needed)
+            if array is not None and (array != 1).any():
                 self.faults.append(f"{key} is not 1, and the model's {layer} has no gain")
                 self.cures["make the model with norm_gain=True"] = True
 
@@ -214,6 +242,8 @@ def _state(model, scheme):
             f"the names of {scheme!r} are those of {networks[SCHEMES[scheme].network]}; "
             f"the model is a {type(model).__name__}"
         )
+    if any(tensor.is_meta for tensor in state.values()):
+        raise ValueError('the model is on the device "meta", where it has no numbers; make it on "cpu"')
     return state
 
 
@@ -237,10 +267,24 @@ def _is_no_weight(key, scheme):
     return key in keys.no_weights or key.endswith(keys.ending)
 
 
+def _in_range(array, key, dtype):
+    """`array`, or ValueError when rounding to `dtype`, the model's, would make other numbers of it."""
+    import torch
+
+    limits = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
+    if array.size and not limits.min <= array.min().item() <= array.max().item() <= limits.max:
+        raise ValueError(f"{key} has numbers too large for the model's {dtype}")
+    if not dtype.is_floating_point and (array != np.trunc(array)).any():
+        raise ValueError(f"{key} is a count, and has fractions")
+    return array
+
+
 def _write(state, values):
     """Into the model's own memory, which `state` shares."""
-    import torch  # here, so that reading files and names needs no PyTorch
+    import torch
 
+    # All of them first: a fault in one must leave the others unwritten.
+    tensors = {name: torch.tensor(value) for name, value in values.items()}
     with torch.no_grad():
-        for name, value in values.items():
-            state[name].copy_(torch.tensor(value))
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)

@@ -1,18 +1,32 @@
 """Shapes and orders of axes: theirs and ours, and what to do where they do not fit."""
 
+from math import prod
+
 import numpy as np
 
-__all__ = ["cure", "ours_from", "same_but_for_ones", "theirs_from"]
+__all__ = ["cure", "ours_from", "same_but_for_ones", "shape_from", "theirs_from"]
+
+# Where PyTorch's axes are in TensorFlow's kernels, (T, H, W, in, out).
+_TENSORFLOW = (4, 3, 0, 1, 2)
+
+
+def shape_from(shape: tuple, name: str, scheme: str) -> tuple:
+    """The shape that `ours_from` gives an array of this shape."""
+    if scheme != "i3d_tf":
+        return shape
+    return tuple(shape[axis] for axis in _TENSORFLOW) if _is_kernel(shape, name) else (prod(shape),)
 
 
 def ours_from(array: np.ndarray, name: str, scheme: str) -> np.ndarray:
     """An array of a published code in PyTorch's order of axes; `name` is ours."""
     if scheme != "i3d_tf":
         return array
-    # TensorFlow's kernels are (T, H, W, in, out), its normalisation's vectors (1, 1, 1, 1, channels).
-    return (
-        array.transpose(4, 3, 0, 1, 2) if name.endswith(".weight") and array.ndim == 5 else array.reshape(-1)
-    )
+    # TensorFlow's vectors of a normalisation are (1, 1, 1, 1, channels).
+    return array.transpose(_TENSORFLOW) if _is_kernel(array.shape, name) else array.reshape(-1)
+
+
+def _is_kernel(shape, name):
+    return name.endswith(".weight") and len(shape) == 5
 
 
 def theirs_from(array: np.ndarray, name: str, scheme: str, model) -> np.ndarray:
