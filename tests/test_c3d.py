@@ -287,15 +287,30 @@ def test_wrong_options_are_named(options, message):
 
 
 def test_what_was_published_travels_with_the_model():
-    facts = C3D(2, width=1, fc=2).expects
+    facts = on_meta(C3D, 2).expects
     assert (facts.frames, facts.size, facts.colour) == (16, (112, 112), "BGR")
     assert [round(mean * 255) for mean in facts.mean] == [104, 117, 128]  # mmaction2's; on values to 255
     assert facts.std == (1 / 255,) * 3
-    assert C3D(2, width=1, fc=2, layout="mmaction2").expects.colour == "RGB"
-    assert C3DBN(2, width=1, fc=2).expects.mean == (0.5, 0.5, 0.5)
+    assert on_meta(C3D, 2, layout="mmaction2").expects.colour == "RGB"
+    assert on_meta(C3DBN, 2).expects.mean == (0.5, 0.5, 0.5)
     assert [facts.frames for facts in Ji2010(2).expects] == [7, 6]
-    for model in (C3D(2, **SMALL), C3D(2, width=1, fc=2, input="flow"), Ji2010(2, size=(48, 40))):
-        assert model.expects is None
+
+
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        *[(network, {"width": 8}) for network in (C3D, C3DBN)],
+        *[(network, {"input": "flow"}) for network in (C3D, C3DBN)],
+        *[(network, {"size": (112, 96)}) for network in (C3D, C3DBN)],
+        *[(network, {"frames": 8}) for network in (C3D, C3DBN)],
+        (Ji2010, {"size": (48, 40)}),
+        (Ji2010, {"frames": 9}),
+        (Ji2010, {"sets": 1}),
+        (Ji2010, {"kernels": 2}),
+    ],
+)
+def test_recipe_facts_are_of_the_published_input_size_and_width_alone(network, options):
+    assert on_meta(network, 2, **options).expects is None
 
 
 # Learning

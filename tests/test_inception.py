@@ -17,7 +17,7 @@ from nlutils.torch.models.inception import (
     cut_snapshots,
     same_padding,
 )
-from nlutils.torch.models.inception.trunk import SameConv3d, SameMaxPool3d
+from nlutils.torch.models.inception_v1 import SameConv3d, SameMaxPool3d
 
 torch.set_num_threads(1)
 CHANNELS = {"rgb": 3, "flow": 2}
@@ -300,6 +300,15 @@ def test_batch_norm_lstm_without_normalisation_is_an_lstm():
             mine.copy_(torch.cat([other.chunk(4)[gate] for gate in order]))
     x = noise(2, 6, 5)
     torch.testing.assert_close(ours(x), theirs(x)[0], atol=1e-4, rtol=1e-4)  # eps = 1e-5 is left
+
+
+def test_batch_norm_lstm_starts_with_gains_of_a_tenth():
+    """Cooijmans et al., Recurrent Batch Normalization, section 4."""
+    lstm = BatchNormLSTM(5, 3)
+    for gain in (lstm.input_gain, lstm.state_gain, lstm.cell_gain):
+        assert torch.equal(gain, torch.full_like(gain, 0.1))
+    assert not lstm.bias.any()
+    assert not lstm.cell_bias.any()
 
 
 def test_batch_norm_lstm_keeps_statistics_a_step():

@@ -8,6 +8,7 @@ from torch import nn
 from nlutils.study import seeded
 from nlutils.torch.inflation import inflate_kernel, inflate_weights, resnet_names
 from nlutils.torch.models.resnet import C2D, I3D
+from nlutils.torch.models.st_resnet import STResNet
 
 torch.set_num_threads(1)
 SMALL = {"depth": (1, 2, 2, 2), "width": 8, "clip": "8x8"}
@@ -198,6 +199,56 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(networks):
         inflate_kernel(torch.zeros(2, 2), 3)
     for name, weight in deep.state_dict().items():
         assert torch.equal(weight, before[name]), name
+
+
+@pytest.mark.parametrize("frames", [0, -1, 2.5, True, None])
+def test_a_number_of_frames_that_is_none_is_refused(frames):
+    with pytest.raises(ValueError, match=f"frames={frames} must be a whole number, 1 or more"):
+        inflate_kernel(torch.zeros(1, 1, 3, 3), frames)
+
+
+def test_kernels_on_colours_become_kernels_on_flow_by_their_mean(capsys):
+    """Feichtenhofer et al., NIPS 2016: conv1 of the motion stream is the channel mean, replicated."""
+    motion = STResNet(5, depth=(2, 2, 2, 2), width=8, stack=10).double().motion
+    state = with_random_norms(C2D(5, depth=(2, 2, 2, 2), width=8, clip="8x8")).double().state_dict()
+    with pytest.raises(
+        ValueError, match=r"stem.conv.weight has shape \(8, 3, 1, 7, 7\), the model needs \(8, 20,"
+    ):
+        inflate_weights(state, motion)
+    result = inflate_weights(state, motion, mean_inputs=["stem.conv"])
+    assert result.averaged == ("stem.conv.weight",)
+    assert "1 with the mean of their input channels, repeated: stem.conv.weight" in capsys.readouterr().out
+    assert result.missing == result.unused == ()
+    assert len(result.inflated) == 8
+    colours = state["stem.conv.weight"]
+    mean = (colours[:, 0] + colours[:, 1] + colours[:, 2]) / 3
+    for channel in range(20):
+        torch.testing.assert_close(motion.stem.conv.weight[:, channel], mean)
+    # All else as without it; grey frames in the place of the flow give the 2D network's answer, scaled.
+    assert torch.equal(motion.stages[0][0].b.conv.weight, state["stages.0.0.b.conv.weight"])
+    grey = torch.randn(1, 1, 1, 32, 32).double()
+    one = F.conv3d(grey.expand(-1, 3, -1, -1, -1), colours)
+    torch.testing.assert_close(
+        20 / 3 * one, F.conv3d(grey.expand(-1, 20, -1, -1, -1), motion.stem.conv.weight)
+    )
+
+
+def test_only_what_is_named_gets_the_mean_of_its_inputs(networks):
+    flat, _, _ = networks
+    flow = I3D(5, input="flow", **SMALL)
+    narrow = {**as_2d(flat), "stages.0.0.a.conv.weight": torch.ones(8, 4, 1, 1)}
+    with pytest.raises(ValueError, match=r"stages.0.0.a.conv.weight has shape"):
+        inflate_weights(narrow, flow, mean_inputs=["stem"], report=None)
+    result = inflate_weights(as_2d(flat), flow, mean_inputs="stem", report=None)
+    assert result.averaged == ("stem.conv.weight",)
+    assert result.inflated["stem.conv.weight"] == 5
+    mean = flat.stem.conv.weight.mean(dim=1).float() / 5  # (8, 1, 7, 7)
+    torch.testing.assert_close(flow.stem.conv.weight, mean[:, None].expand(-1, 2, 5, -1, -1))
+    same = I3D(5, **SMALL)
+    assert inflate_weights(as_2d(flat), same, mean_inputs=["stem"], report=None).averaged == ()
+    torch.testing.assert_close(same.stem.conv.weight.sum(2), flat.stem.conv.weight[:, :, 0].float())
+    with pytest.raises(ValueError, match="mean_inputs: no name of the model begins with 'conv1'"):
+        inflate_weights(as_2d(flat), flow, mean_inputs=["conv1"])
 
 
 def test_names_of_image_resnets():

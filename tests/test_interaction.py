@@ -69,6 +69,7 @@ def test_shapes_of_clips_and_of_states():
     published = VisualInteractionNetwork(3).expects
     assert (published.frames, published.size) == (6, (32, 32))
     assert VisualInteractionNetwork(3, input="states").expects is None
+    assert VisualInteractionNetwork(3, offsets=(1, 8)).expects is None
     assert model.codes(clips).shape == (2, 4, 3, 8)
     assert model(clips).shape == (2, 8, 3, 4)
     assert model.rollout(clips, 50).shape == (2, 50, 3, 4)

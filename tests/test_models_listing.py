@@ -7,9 +7,10 @@ import torch
 
 from nlutils.cli import main
 from nlutils.exchange.checkpoints import PUBLISHED, to_checkpoint
-from nlutils.study.listing import load_published, model_facts, models_table
+from nlutils.study.listing import load_published, model_facts, model_page, models_table
 from nlutils.torch import create_model, list_models
 from nlutils.torch.models import INPUT_CHANNELS, model_classes, model_options, model_title
+from nlutils.torch.models.small import SMALL_MODELS
 
 # papers.md: counts of the reading list at the published size, each with its own number of classes.
 COUNTS = {
@@ -37,13 +38,52 @@ def test_every_network_is_listed_with_its_counts(facts):
 
 
 def test_recipe_facts_are_whole(facts):
+    """One set for each input of every network of a paper; the study's own have none."""
     for name, one in facts.items():
-        for kind, expected in zip(one.inputs, one.expects, strict=False):
+        if name in SMALL_MODELS or (name == "tdd" and not one.expects):
+            assert one.expects == (), name
+            continue
+        for kind, expected in zip(one.inputs, one.expects, strict=True):
             channels = INPUT_CHANNELS[kind]
             assert len(expected.mean) == len(expected.std) == channels, name
             assert expected.colour in (("",) if kind == "flow" else ("RGB", "BGR")), name
             assert expected.source, name
             assert one.inputs[kind] == (channels, expected.frames, *expected.size), name
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "inputs"),
+    [
+        ("lrcn", {"size": 67}, {"rgb": (3, 16, 67, 67)}),
+        ("c3d", {"frames": 8}, {"rgb": (3, 8, 112, 112)}),
+        ("c3d", {"input": "flow"}, {"flow": (2, 16, 112, 112)}),
+        ("c3d", {"width": 32}, {"rgb": (3, 16, 112, 112)}),
+        ("two_stream", {"size": (64, 64)}, {"rgb": (3, 1, 64, 64), "flow": (2, 10, 64, 64)}),
+        ("two_stream", {"stack": 5}, {"rgb": (3, 1, 224, 224), "flow": (2, 5, 224, 224)}),
+        ("two_stream", {"width": 48}, {"rgb": (3, 1, 224, 224), "flow": (2, 10, 224, 224)}),
+        ("two_stream_small", {"stack": 20}, {"rgb": (3, 20, 40, 56), "flow": (2, 20, 40, 56)}),
+        ("ji_2010", {"frames": 9}, {"rgb": (3, 9, 60, 40), "flow": (2, 8, 60, 40)}),
+        ("beyond_short_snippets", {"size": 112}, {"rgb": (3, 120, 112, 112)}),
+        ("beyond_short_snippets", {"input": "flow"}, {"flow": (2, 120, 220, 220)}),
+        ("beyond_short_snippets", {"pooling": "local", "frames": 16}, {"rgb": (3, 16, 220, 220)}),
+        ("st_resnet", {"width": 32}, {"rgb": (3, 11, 224, 224), "flow": (2, 110, 224, 224)}),
+        ("i3d", {"width": 32}, {"rgb": (3, 32, 224, 224)}),
+        ("i3d", {"clip": "8x8", "input": "flow"}, {"flow": (2, 8, 224, 224)}),
+        ("c2d", {"width": 16, "clip": "32x4"}, {"rgb": (3, 32, 224, 224)}),
+        ("i3d_inception", {"width": 8}, {"rgb": (3, 64, 224, 224)}),
+        ("visual_interaction_network", {"offsets": (1, 2)}, {"rgb": (3, 6, 32, 32)}),
+        ("visual_interaction_network", {"offsets": (1, 8), "width": 16}, {"rgb": (3, 10, 32, 32)}),
+        ("visual_interaction_network", {"input": "states"}, {"states": (4, 3, 4)}),
+    ],
+)
+def test_a_network_with_options_is_counted_at_the_clip_that_it_is_made_for(name, options, inputs):
+    one = model_facts(name, **options)
+    assert one.inputs == inputs
+    assert one.multiply_adds > 0
+    for expected, shape in zip(one.expects, inputs.values(), strict=bool(one.expects)):
+        assert (expected.frames, *expected.size) == shape[1:]
+    page = model_page(name, **options)
+    assert all(" x ".join(map(str, shape)) in page for shape in inputs.values())
 
 
 def test_every_published_file_has_a_network_that_is_listed(facts):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from nlutils.architectures.frame_networks import CNNS
 from nlutils.study import seeded
 from nlutils.study.cost import parameters
 from nlutils.torch.models.recurrent import (
@@ -18,6 +19,7 @@ from nlutils.torch.models.recurrent import (
     rising_gain,
     window_maxima,
 )
+from nlutils.torch.models.recurrent.snippets import OPTIONS
 
 torch.set_num_threads(1)
 
@@ -95,6 +97,27 @@ def test_lrcn_layers_are_those_of_the_prototxt():
     assert (model.fc6_dropout.p, model.dropout.p) == (0.9, 0.5)
 
 
+def test_alexnet_normalises_before_it_pools():
+    """Krizhevsky et al. 2012: pooling follows response normalisation; in LRCN's network it precedes it."""
+    names = {layers: list(dict(on_meta(FrameCNN, 3, layers=layers).named_children())) for layers in CNNS}
+    first = ["conv1", "relu1", "norm1", "pool1", "conv2", "relu2", "norm2", "pool2", "conv3", "relu3"]
+    assert names["alexnet"] == [*first, "conv4", "relu4", "conv5", "relu5", "pool5"]
+    turned = ["conv1", "relu1", "pool1", "norm1", "conv2", "relu2", "pool2", "norm2", "conv3", "relu3"]
+    assert names["lrcn"] == [*turned, "conv4", "relu4", "conv5", "relu5", "pool5"]
+    for layers in CNNS:
+        norms = [
+            layer for layer in on_meta(FrameCNN, 3, layers=layers) if isinstance(layer, nn.LocalResponseNorm)
+        ]
+        assert {(norm.size, norm.alpha, norm.beta, norm.k) for norm in norms} == {(5, 1e-4, 0.75, 1.0)}
+
+
+def test_alexnets_layers_are_the_papers():
+    """Krizhevsky et al. 2012: channels, kernels and strides; conv2, conv4 and conv5 work in two groups."""
+    convolutions = [layer for layer in on_meta(FrameCNN, 3, layers="alexnet") if isinstance(layer, nn.Conv2d)]
+    table = [(conv.out_channels, conv.kernel_size[0], conv.stride[0], conv.groups) for conv in convolutions]
+    assert table == [(96, 11, 4, 1), (256, 5, 1, 2), (384, 3, 1, 1), (384, 3, 1, 2), (256, 3, 1, 2)]
+
+
 def test_response_normalisation_is_caffes():
     """b_c = a_c / (1 + alpha / n * sum of a^2 over n = 5 channels)^beta, Caffe's documentation of LRN."""
     norm = dict(FrameCNN(3, width=8).named_children())["norm1"]
@@ -149,7 +172,25 @@ def test_recipe_facts_travel_with_the_models():
     assert (0.5 - flow.mean[0]) / flow.std[0] == 8  # half a pixel, times 16
     assert (flow.clip, flow.colour) == (8.0, "")
     assert on_meta(LRCN, 3, input="differences").expects is None
-    assert (BeyondShortSnippets.expects.frames, BeyondShortSnippets.expects.size) == (120, (220, 220))
+    for encoder in ("alexnet", "inception"):
+        facts = on_meta(BeyondShortSnippets, 487, encoder=encoder).expects
+        assert (facts.frames, facts.size, facts.stride) == (120, (220, 220), 30)
+
+
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        (LRCN, {"size": 67}),
+        (LRCN, {"width": 48}),
+        (LRCN, {"input": "flow", "size": 67}),
+        (BeyondShortSnippets, {"input": "flow"}),
+        (BeyondShortSnippets, {"size": 112}),
+        (BeyondShortSnippets, {"width": 64}),  # Inception's, of AlexNet
+        (BeyondShortSnippets, {"frames": 16}),
+    ],
+)
+def test_recipe_facts_are_of_the_published_input_size_and_width_alone(network, options):
+    assert on_meta(network, 3, **options).expects is None
 
 
 # What the parts compute
@@ -243,19 +284,15 @@ def snippets(pooling, **options):
             3,
             input="flow",
             pooling=pooling,
-            **{
-                "encoder": Halved(),
-                "size": (4, 6),
-                "fc": (5, 6),
-                "frames": 8,
-                "window": 4,
-                "stride": 2,
-                "kernels": 7,
-                "hidden": 5,
-                "layers": 2,
-                **options,
-            },
+            **{"encoder": Halved(), "size": (4, 6), "fc": (5, 6), "frames": 8}
+            | own(pooling, window=4, stride=2, kernels=7, hidden=5, layers=2)
+            | options,
         ).eval()
+
+
+def own(pooling, **options):
+    """Those of the options that `pooling` has."""
+    return {name: value for name, value in options.items() if pooling in OPTIONS[name]}
 
 
 def fc(model, number, v):
@@ -366,9 +403,10 @@ def test_any_input(input):
     channels = {"rgb": 3, "flow": 2, "differences": 3}[input]
     x = noise(1, channels, 6, 64, 64)
     assert small_lrcn(input=input).eval()(x).shape == (1, 3)
-    options = {"width": 8, "fc": (8,), "size": 64, "frames": 6, "window": 4, "stride": 2, "kernels": 8}
+    options = {"width": 8, "fc": (8,), "size": 64, "frames": 6}
     for pooling in POOLINGS:
-        model = BeyondShortSnippets(3, input=input, pooling=pooling, hidden=8, **options).eval()
+        options_of_it = own(pooling, window=4, stride=2, kernels=8, hidden=8)
+        model = BeyondShortSnippets(3, input=input, pooling=pooling, **options, **options_of_it).eval()
         assert model.input == input
         assert model(x).shape == (1, 3)
 
@@ -400,8 +438,8 @@ def test_wrong_arguments_are_named():
         ("layers", 0),
         ("window", 0),
     ):
-        pooling = {"kernels": "time_domain", "layers": "lstm"}.get(option, "conv")
-        with pytest.raises(ValueError, match=f"{option}={value!r}"):
+        pooling = OPTIONS.get(option, ["conv"])[0]
+        with pytest.raises(ValueError, match=f"{option}={value!r} (must be|is not known)"):
             snippets(**{"pooling": pooling, option: value})
     with pytest.raises(ValueError, match="stride=5 must be at most window=4"):
         snippets("slow", stride=5)
@@ -415,6 +453,70 @@ def test_wrong_arguments_are_named():
         snippets("time_domain")(noise(1, 2, 3, 4, 6))
 
 
+@pytest.mark.parametrize(
+    ("pooling", "option", "value", "where"),
+    [
+        ("conv", "hidden", -3, "'lstm'"),
+        ("conv", "layers", "x", "'lstm'"),
+        ("late", "inference", "max", "'lstm'"),
+        ("conv", "peepholes", True, "'lstm'"),
+        ("lstm", "kernels", 8, "'time_domain'"),
+        ("conv", "window", 4, "'slow' and 'local' and 'time_domain'"),
+        ("lstm", "stride", 2, "'slow' and 'local' and 'time_domain'"),
+    ],
+)
+def test_options_of_other_poolings_are_refused(pooling, option, value, where):
+    with pytest.raises(
+        ValueError, match=f"{option}={value!r} is an option of {where}; pooling={pooling!r} has"
+    ):
+        snippets(pooling, **{option: value})
+
+
+def test_every_option_of_a_pooling_is_known():
+    defaults = BeyondShortSnippets.__init__.__kwdefaults__
+    assert set(OPTIONS) < set(defaults)
+    assert {pooling for poolings in OPTIONS.values() for pooling in poolings} < set(POOLINGS)
+    assert set(defaults) - set(OPTIONS) == {
+        *("input", "pooling", "encoder", "width", "fc", "size", "frames", "dropout")
+    }
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("fc", 4, "fc=4 must hold the widths of the layers"),
+        ("fc", "4096", "fc='4096' must hold the widths of the layers"),
+        ("fc", (4, 2.5), "fc=2.5 must be a whole number"),
+        ("size", 67.0, "size=67.0 must be one number or a pair"),
+        ("size", None, "size=None must be one number or a pair"),
+        ("size", "67", "size='67' must be one number or a pair"),
+        ("size", True, "size=True must be a whole number"),
+        ("frames", 0, "frames=0 must be a whole number"),
+    ],
+)
+def test_values_of_another_kind_are_named(option, value, message):
+    with pytest.raises(ValueError, match=message):
+        snippets("conv", **{option: value})
+    if option == "size":
+        with pytest.raises(ValueError, match=message):
+            LRCN(3, width=8, fc6=8, size=value)
+
+
+def test_windows_that_would_lose_frames_are_refused():
+    for window, stride in ((2, 4), (1, 2)):
+        with pytest.raises(ValueError, match=f"stride={stride} must be at most window={window}"):
+            window_maxima(noise(1, 8, 3, 2, 2), window, stride)
+    with pytest.raises(ValueError, match="window=0 must be a whole number"):
+        window_maxima(noise(1, 8, 3, 2, 2), 0, 1)
+    with pytest.raises(ValueError, match="stride=0 must be a whole number"):
+        window_maxima(noise(1, 8, 3, 2, 2), 1, 0)
+
+
+def test_clips_too_short_for_the_convolution_over_time_are_refused_before_they_come():
+    with pytest.raises(ValueError, match="clips of 3 frames are shorter than window=4"):
+        snippets("time_domain", frames=3)
+
+
 def test_clips_of_any_length_where_the_architecture_allows_it():
     for pooling in ("conv", "late", "slow", "time_domain", "lstm"):
         model = snippets(pooling)
@@ -426,7 +528,7 @@ def test_clips_of_any_length_where_the_architecture_allows_it():
 # Learning
 
 BUILD = {"width": 8, "size": 64, "dropout": 0.0}
-WINDOWS = {"frames": 6, "window": 4, "stride": 2, "kernels": 16, "fc": (32, 32)}
+CLIP = {"frames": 6, "fc": (32, 32)}
 SMALL = {
     "lrcn": lambda: LRCN(2, fc6=32, hidden=16, fc6_dropout=0.0, **BUILD),
     "inception, lstm": lambda: BeyondShortSnippets(
@@ -434,12 +536,16 @@ SMALL = {
     ),
     **{
         pooling: lambda pooling=pooling: BeyondShortSnippets(
-            2, pooling=pooling, hidden=16, layers=5, **BUILD, **WINDOWS
+            2,
+            pooling=pooling,
+            **BUILD,
+            **CLIP,
+            **own(pooling, window=4, stride=2, kernels=16, hidden=16),
         )
         for pooling in POOLINGS
     },
     "peepholes": lambda: BeyondShortSnippets(
-        2, pooling="lstm", hidden=16, layers=2, peepholes=True, **BUILD, **WINDOWS
+        2, pooling="lstm", hidden=16, layers=2, peepholes=True, **BUILD, **CLIP
     ),
 }
 

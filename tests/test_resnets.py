@@ -437,7 +437,7 @@ def test_other_sizes_of_clips_work(shape):
 
 
 def test_clips_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"\(2, 2, 8, 32, 32\) must be \(B, 3, T, H, W\).*input='rgb'"):
+    with pytest.raises(ValueError, match=r"\(2, 2, 8, 32, 32\) must be \(B, 3, T, H, W\).*because it is rgb"):
         C2D(4, **SMALL)(torch.zeros(2, 2, 8, 32, 32))
     released = C2D(4, layout="released", **SMALL).eval()
     with pytest.raises(ValueError, match=r"layout='released' T, H and W must be at least 7, 5, 5"):

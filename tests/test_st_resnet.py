@@ -55,6 +55,9 @@ def test_shapes_at_the_papers_size():
     assert model(x).shape == (1, 101)
     rgb, flow = model.expects
     assert (rgb.frames, flow.frames) == (11, 110)
+    assert on_meta(depth=(3, 4, 6, 3)).expects == model.expects  # the same network
+    for options in ({"width": 32}, {"stack": 5}, {"depth": 101}):
+        assert on_meta(**options).expects is None
 
 
 def test_temporal_kernels_are_where_the_released_code_has_them():

@@ -39,8 +39,9 @@ def test_taught_hardwired_layer_equals_the_packaged_one():
 @pytest.mark.parametrize("clip", [(16, 32, 32), (8, 48, 32), (20, 72, 40)])
 def test_taught_c3d_equals_the_packaged_one(clip):
     T, H, W = clip
-    ours = c3d.C3D(5, width=2, fc=7, frames=T, size=(H, W), dropout=0.0).double()
-    theirs = taught("C3D")(5, width=2, fc=7, pooled=ours.pooled, dropout=0.0).double()
+    torch.manual_seed(0)  # an unlucky start lets nothing through the ReLUs of so small a network
+    ours = c3d.C3D(5, width=4, fc=16, frames=T, size=(H, W), dropout=0.0).double()
+    theirs = taught("C3D")(5, width=4, fc=16, pooled=ours.pooled, dropout=0.0).double()
     theirs.load_state_dict(ours.state_dict())  # strict: the same names and shapes
     x, direction = noise(2, 3, *clip), noise(2, 5, seed=1)
     results = []

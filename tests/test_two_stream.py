@@ -104,6 +104,28 @@ def test_response_normalisation_is_krizhevskys():
     torch.testing.assert_close(layer(a), b)
 
 
+def test_weights_start_as_in_he_et_al():
+    """N(0, 2 / fan-in) in front of a ReLU, N(0, 1 / fan-in) in the classifier, biases 0."""
+    with seeded(0):
+        model = CNNM2048(3, 50, width=24, size=(64, 64))
+    layers = [(name, layer) for name, layer in model.layers() if hasattr(layer, "bias")]
+    assert len(layers) == 8
+    for name, layer in layers:
+        gain = 1 if name == "classifier" else 2
+        scaled = layer.weight * (layer.weight[0].numel() / gain) ** 0.5
+        assert abs(scaled.std().item() - 1) < 0.03, name
+        assert abs(scaled.mean().item()) < 0.03, name
+        assert scaled.abs().max() > 3, name  # a Gaussian, not a uniform distribution
+        assert not layer.bias.any(), name
+
+
+@pytest.mark.parametrize(
+    "options", [{"width": 48}, {"size": (64, 64)}, {"stack": 5}, {"width": 48, "size": (64, 64)}]
+)
+def test_recipe_facts_are_of_the_published_size_and_width_alone(options):
+    assert on_meta(TwoStream, 101, **options).expects is None
+
+
 def test_recipe_facts():
     rgb, flow = on_meta(TwoStream, 101).expects
     assert (rgb.frames, flow.frames, rgb.size, flow.size) == (1, 10, (224, 224), (224, 224))
@@ -175,7 +197,13 @@ def test_wrong_arguments_are_named():
         small(stack=0)
     with pytest.raises(ValueError, match="dropout='much'"):
         small(dropout="much")
-    with pytest.raises(ValueError, match=r"must be \(B, C, 41, 48\).*size=\(H, W\)"):
+    with pytest.raises(ValueError, match=r"dropout=\(0.5,\) must be a number, or two"):
+        small(dropout=(0.5,))
+    with pytest.raises(ValueError, match="dropout=True must be a number from 0 to 1"):
+        small(dropout=(0.5, True))
+    with pytest.raises(ValueError, match=r"x of shape \(1, 2, 41, 48\) must be \(B, 3, 41, 48\)"):
+        small().spatial(noise(1, 2, 41, 48))
+    with pytest.raises(ValueError, match=r"must be \(B, 3, 41, 48\).*size=\(H, W\)"):
         small()((noise(1, 3, 2, 48, 48), noise(1, 2, 4, 48, 48)))
     with pytest.raises(ValueError, match="flow has 1 fields; stack=2"):
         small()((noise(1, 3, 2, 41, 48), noise(1, 2, 1, 41, 48)))
@@ -270,7 +298,27 @@ def test_wrong_use_of_the_svm_is_named():
     streams = [np.full((4, 2), 0.5)] * 2
     with pytest.raises(RuntimeError, match="call fit first"):
         SVMFusion().scores(streams)
-    with pytest.raises(ValueError, match="hold 1 classes"):
-        SVMFusion().fit(streams, [1, 1, 1, 1])
-    with pytest.raises(ValueError, match="4 labels"):
-        SVMFusion().fit(streams, [0, 1])
+    for labels, message in (
+        ([1, 1, 1, 1], r"labels hold \[1\]; they must hold two or more of 0 to 1"),
+        ([0, 1], r"labels have shape \(2,\); they must be \(4,\), one a clip"),
+        ([0, 1, -1, 0], r"labels hold \[-1, 0, 1\]"),
+        ([0, 1, 9, 0], r"labels hold \[0, 1, 9\]"),
+        ([0.0, 1.0, 0.0, 1.0], "labels are float64; they must be whole numbers, 0 to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SVMFusion().fit(streams, labels)
+    with pytest.raises(ValueError, match="cost=-1 must be a finite number above 0"):
+        SVMFusion(cost=-1)
+    assert SVMFusion().cost == 1.0
+
+
+@pytest.mark.parametrize("wrong", [0.0, np.nan, np.inf])
+def test_rows_without_a_length_are_named(wrong):
+    good, bad = np.full((4, 2), 0.5), np.full((4, 2), 0.5)
+    bad[2] = wrong
+    message = rf"streams\[1\]\[2\]=\[{wrong}, {wrong}\] must be class probabilities"
+    with pytest.raises(ValueError, match=message):
+        SVMFusion().fit([good, bad], [0, 1, 0, 1])
+    fusion = SVMFusion().fit([good, good], [0, 1, 0, 1])
+    with pytest.raises(ValueError, match=message):
+        fusion.scores([good, bad])

@@ -1,6 +1,6 @@
 """The tables of the networks on single frames: CaffeNet's hybrid in LRCN, AlexNet, CNN-M-2048."""
 
-from nlutils.arguments import positive_integer
+from nlutils.arguments import positive_integer, probability
 
 __all__ = ["CNNS", "CNN_M_WIDTH", "cnn_m_channels", "cnn_m_map", "scaled", "two_dropouts"]
 
@@ -66,9 +66,8 @@ def cnn_m_map(size) -> tuple[int, int]:
 
 
 def two_dropouts(dropout) -> tuple[float, float]:
-    """(spatial, temporal) from one number or two."""
-    if isinstance(dropout, int | float):
-        return dropout, dropout
-    if not isinstance(dropout, tuple | list) or len(dropout) != 2:
+    """(spatial, temporal) from one number or two; ValueError for anything else."""
+    both = dropout if isinstance(dropout, tuple | list) else (dropout, dropout)
+    if len(both) != 2:
         raise ValueError(f"dropout={dropout!r} must be a number, or two: (spatial, temporal)")
-    return tuple(dropout)
+    return tuple(probability("dropout", share) for share in both)

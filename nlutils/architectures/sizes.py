@@ -7,8 +7,8 @@ __all__ = ["clip_size", "pair"]
 
 def pair(name: str, value) -> tuple[int, int]:
     """A size as (height, width), from one number or two; ValueError for anything else."""
-    sides = (value, value) if hasattr(value, "__index__") else tuple(value)
-    if len(sides) != 2:
+    sides = (value, value) if hasattr(value, "__index__") else value
+    if not isinstance(sides, tuple | list) or len(sides) != 2:
         raise ValueError(f"{name}={value!r} must be one number or a pair (height, width)")
     return tuple(positive_integer(name, side) for side in sides)
 

@@ -10,9 +10,9 @@ import torch
 from nlutils.exchange.checkpoints import PUBLISHED, CheckpointReport, PublishedFile, load_checkpoint
 from nlutils.exchange.checkpoints.zoo import find_file
 from nlutils.study.cost import multiply_adds, parameters
-from nlutils.study.recipe import Recipe
 from nlutils.torch.models import (
     INPUT_CHANNELS,
+    VideoClassifier,
     create_model,
     list_models,
     model_classes,
@@ -28,7 +28,8 @@ class ModelFacts:
     """What one network is and costs, and what can be loaded into it.
 
     classes        the classes, or objects, that it was counted with
-    inputs         {kind: shape (C, T, H, W)} of one clip, as published; the study's where nothing is
+    inputs         {kind: shape (C, T, H, W)} of a clip that the network was made for, as published where it
+                   can be; of states, (T, objects, numbers)
     parameters     trained numbers
     multiply_adds  of one forward pass of that clip, convolutions and matrix products only; None where the
                    second stage of training has to come first
@@ -51,14 +52,10 @@ def model_facts(name: str, num_classes: int | None = None, **options) -> ModelFa
 
     `num_classes` is `model_classes(name)` unless given. Errors as from `create_model`.
     """
-    recipe = Recipe()
     classes = model_classes(name) if num_classes is None else num_classes
     with torch.device("meta"):
         model = create_model(name, classes, **options)
-    kinds = (model.input,) if isinstance(model.input, str) else model.input
-    expects = model.expects if isinstance(model.expects, tuple) else (model.expects,) * len(kinds)
-    sizes = [(facts.frames, *facts.size) if facts else (recipe.frames, *recipe.size) for facts in expects]
-    inputs = {kind: (INPUT_CHANNELS[kind], *size) for kind, size in zip(kinds, sizes, strict=True)}
+    inputs = _inputs(model)
     x = tuple(torch.empty(1, *shape, device="meta") for shape in inputs.values())
     is_whole = not getattr(model, "second_stage", False)
     return ModelFacts(
@@ -68,9 +65,26 @@ def model_facts(name: str, num_classes: int | None = None, **options) -> ModelFa
         inputs=inputs,
         parameters=parameters(model),
         multiply_adds=multiply_adds(model, x[0] if len(x) == 1 else x) if is_whole else None,
-        expects=expects if model.expects else (),
+        expects=_as_tuple(model.expects),
         files=tuple(file for file in PUBLISHED if file.network == name),
     )
+
+
+def _inputs(model):
+    """{kind: shape of one clip that the network is made for}."""
+    if isinstance(model, VideoClassifier):
+        kinds, shapes = _as_tuple(model.input), model.clip_shapes()
+        return {kind: (INPUT_CHANNELS[kind], *shape) for kind, shape in zip(kinds, shapes, strict=True)}
+    # The interaction network, no classifier: its dynamics look as many codes back as the largest offset, that
+    # is 4 as published. Fewer would do for smaller ones.
+    codes = max(4, *model.dynamics.offsets)
+    if model.input == "states":
+        return {"states": (codes, model.num_objects, model.encoder.in_features)}
+    return {"rgb": (model.encoder.in_channels, codes + 2, 32, 32)}  # a code takes three frames
+
+
+def _as_tuple(value):
+    return value if isinstance(value, tuple) else () if value is None else (value,)
 
 
 def models_table(names=None) -> str:
@@ -87,7 +101,7 @@ def model_page(name: str, num_classes: int | None = None, **options) -> str:
     facts = model_facts(name, num_classes, **options)
     counts = f"{facts.parameters:,} weights with {facts.classes} classes; {_giga(facts)} multiply-adds"
     lines = [f"{name}: {facts.title}", f"  {counts} for {_clip(facts)}"]
-    for kind, expected in zip(facts.inputs, facts.expects, strict=False):
+    for kind, expected in zip(facts.inputs, facts.expects, strict=bool(facts.expects)):
         lines += [f"  {kind}: {_recipe_facts(expected)}", f"    {expected.source}"]
     chosen = model_options(name) | options
     listed = "options: " + ", ".join(f"{key}={value!r}" for key, value in chosen.items())

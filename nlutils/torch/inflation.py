@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nlutils.arguments import one_of
+from nlutils.arguments import one_of, positive_integer
 
 __all__ = ["Inflation", "inflate_kernel", "inflate_weights", "resnet_names"]
 
@@ -29,6 +29,7 @@ class Inflation:
     missing   are in the model but not in the file, and were left as they were
     unused    are in the file but not in the model
     skipped   were left as they were because `skip` said so
+    averaged  got another number of input channels, as `mean_inputs` said; they are copied or inflated, too
     """
 
     copied: tuple[str, ...]
@@ -36,12 +37,14 @@ class Inflation:
     missing: tuple[str, ...]
     unused: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    averaged: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         frames = sorted(set(self.inflated.values()))
         over = f" over {' or '.join(map(str, frames))} frames" if frames else ""
         lines = [f"{len(self.copied)} weights copied, {len(self.inflated)} inflated{over}"]
         for what, names in (
+            ("with the mean of their input channels, repeated", self.averaged),
             ("skipped, left as they were", self.skipped),
             ("not in the file, left as they were", self.missing),
             ("in the file, but not in the model", self.unused),
@@ -60,6 +63,7 @@ def inflate_kernel(kernel: Tensor, frames: int, mode: str = "mean") -> Tensor:
     where the kernel reaches over the end of the clip into zeros. "centre" computes it on any frames.
     """
     one_of("mode", mode, MODES)
+    frames = positive_integer("frames", frames)
     if kernel.ndim == 4:
         kernel = kernel.unsqueeze(2)
     if kernel.ndim != 5 or kernel.shape[2] != 1:
@@ -82,6 +86,7 @@ def inflate_weights(
     mode: str = "mean",
     rename: Callable[[str], str] | None = None,
     skip: Iterable[str] = (),
+    mean_inputs: Iterable[str] = (),
     report: Callable[[str], object] | None = print,
 ) -> Inflation:
     """Write the weights of a 2D network into a 3D network whose layers have the same names, in place.
@@ -92,6 +97,10 @@ def inflate_weights(
     rename    makes the model's name of a name in `state_2d`: `resnet_names` for the ResNets of images
     skip      beginnings of names that are left as they are in the model: ["classifier"], where the classes
               are others
+    mean_inputs
+              beginnings of names of kernels that may have another number of input channels in the model: each
+              of these gets the mean over the file's. ["stem.conv"] brings what was learnt on colours to
+              stacks of flow (Feichtenhofer, Pinz, Wildes: Spatiotemporal Residual Networks, NIPS 2016)
     report    is called with the result as text; None: nobody is told
 
     Returns an `Inflation`, which lists the names that the file lacks and those that it has too many of.
@@ -101,7 +110,8 @@ def inflate_weights(
     """
     one_of("mode", mode, MODES)
     given, ours = _renamed(state_2d, rename), model.state_dict()
-    skip = _prefixes(skip, ours)
+    skip = _prefixes("skip", skip, ours)
+    given, averaged = _with_inputs(given, ours, _prefixes("mean_inputs", mean_inputs, ours))
     names = [name for name in ours if not name.startswith(skip)]
     found = [name for name in names if name in given]
     if not found:
@@ -120,6 +130,7 @@ def inflate_weights(
         missing=tuple(name for name in names if name not in given and not name.endswith(_COUNT)),
         unused=tuple(name for name in given if name not in ours),
         skipped=tuple(name for name in ours if name.startswith(skip)),
+        averaged=tuple(name for name in averaged if name in found),
     )
     if report is not None:
         report(str(result))
@@ -163,12 +174,23 @@ def _renamed(state, rename):
     return renamed
 
 
-def _prefixes(skip, ours):
-    skip = (skip,) if isinstance(skip, str) else tuple(skip)
-    for start in skip:
+def _prefixes(option, starts, ours):
+    starts = (starts,) if isinstance(starts, str) else tuple(starts)
+    for start in starts:
         if not any(name.startswith(start) for name in ours):
-            raise ValueError(f"skip: no name of the model begins with {start!r}; see model.state_dict()")
-    return skip
+            raise ValueError(f"{option}: no name of the model begins with {start!r}; see model.state_dict()")
+    return starts
+
+
+def _with_inputs(given, ours, starts):
+    """`given`, where the kernels named so have as many input channels as in `ours`; and their names."""
+    changed = {}
+    for name, value in given.items():
+        if not name.startswith(starts) or name not in ours or value.ndim < 4:
+            continue
+        if value.shape[1] != (inputs := ours[name].shape[1]):
+            changed[name] = value.mean(dim=1, keepdim=True).expand(-1, inputs, *value.shape[2:])
+    return {**given, **changed}, tuple(changed)
 
 
 def _check_fit(wrong):

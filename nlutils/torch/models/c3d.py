@@ -12,20 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nlutils.arguments import one_of, positive_integer
-from nlutils.torch.models.common import Expects, VideoClassifier, check_input
+from nlutils.architectures.sizes import clip_size
+from nlutils.arguments import one_of, positive_integer, probability
+from nlutils.torch.models.common import Expects, VideoClassifier, check_clip, check_input, check_pair
 
 __all__ = ["C3D", "C3DBN", "CHANNELS_2010", "Ji2010", "hardwired"]
 
 LAYOUTS = ("paper", "mmaction2")
 CLIP = 16, 112, 112  # T x H x W of C3D as published
-
-
-def _clip_size(frames, size):
-    """(T, H, W), checked."""
-    if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise ValueError(f"size={size!r} must be a pair (height, width)")
-    return (positive_integer("frames", frames), *(positive_integer("size", side) for side in size))
+WIDTH = 64  # channels of conv1a as published
 
 
 def _by(shape):
@@ -67,7 +62,7 @@ class C3D(VideoClassifier):
         num_classes,
         *,
         input="rgb",
-        width=64,
+        width=WIDTH,
         fc=4096,
         frames=16,
         size=(112, 112),
@@ -77,8 +72,8 @@ class C3D(VideoClassifier):
         super().__init__()
         self.input = input
         self.layout = one_of("layout", layout, LAYOUTS)
-        channels, clip = check_input(input), _clip_size(frames, size)
-        if input == "rgb" and clip == CLIP:
+        channels, self._clip = check_input(input), clip_size(frames, size)
+        if (input, width, self._clip) == ("rgb", WIDTH, CLIP):
             self.expects = self._published()
 
         w = positive_integer("width", width)
@@ -92,15 +87,15 @@ class C3D(VideoClassifier):
         self.conv5b = self._conv(8 * w, 8 * w)
         self.pool1, self.pool2, self.pool3, self.pool4, self.pool5 = self._pools()
 
-        self.pooled = T, H, W = self._after_pool5(clip)
+        self.pooled = T, H, W = self._after_pool5(self._clip)
         if 0 in self.pooled:
             raise ValueError(
-                f"frames={frames}, size={clip[1:]}: the poolings leave {_by(self.pooled)}; give 16 x 16 x 16 "
-                f"or more"
+                f"frames={frames}, size={self._clip[1:]}: the poolings leave {_by(self.pooled)}; give "
+                f"16 x 16 x 16 or more"
             )
         self.fc6 = self._linear(8 * w * T * H * W, positive_integer("fc", fc))
         self.fc7 = self._linear(fc, fc)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(probability("dropout", dropout))
         self.classifier = nn.Linear(fc, num_classes)
         self._initialise()
 
@@ -149,6 +144,10 @@ class C3D(VideoClassifier):
         )
         return Expects(16, (112, 112), **facts, colour="BGR", source=source)
 
+    def clip_shapes(self):
+        """The clip that fc6 was built for."""
+        return (self._clip,)
+
     def features(self, x):
         """What pool5 returns: (B, C, T, H, W) -> (B, 8 width, T', H', W')."""
         x = self.pool1(F.relu(self.conv1a(x)))
@@ -161,7 +160,7 @@ class C3D(VideoClassifier):
         return self.pool5(F.relu(self.conv5b(x)))
 
     def forward(self, x):
-        clip = tuple(x.shape[2:])
+        clip = tuple(check_clip(x, self.input).shape[2:])
         pooled = self._after_pool5(clip)
         if pooled != self.pooled:
             raise ValueError(
@@ -188,7 +187,7 @@ class C3DBN(C3D):
     POOL1 = (2, 2, 2)
 
     def __init__(
-        self, num_classes, *, input="rgb", width=64, fc=4096, frames=16, size=(112, 112), dropout=0.5
+        self, num_classes, *, input="rgb", width=WIDTH, fc=4096, frames=16, size=(112, 112), dropout=0.5
     ):
         super().__init__(
             num_classes, input=input, width=width, fc=fc, frames=frames, size=size, dropout=dropout
@@ -226,8 +225,8 @@ def hardwired(rgb, flow):
     Not known to us from the paper, chosen here: grey is 0.299 R + 0.587 G + 0.114 B; derivatives are central
     differences, one-sided at the border. Any method's flow will do.
     """
-    weights = rgb.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1, 1)
-    gray = (weights * rgb).sum(dim=1, keepdim=True)
+    red, green, blue = rgb.split(1, dim=1)
+    gray = 0.299 * red + 0.587 * green + 0.114 * blue
     gradient_x, gradient_y = torch.gradient(gray, dim=(4, 3))
     return dict(zip(CHANNELS_2010, (gray, gradient_x, gradient_y, flow[:, :1], flow[:, 1:]), strict=True))
 
@@ -299,13 +298,13 @@ class Ji2010(VideoClassifier):
 
     def __init__(self, num_classes, *, sets=2, kernels=3, features=128, frames=7, size=(60, 40)):
         super().__init__()
-        self.clip = T, H, W = _clip_size(frames, size)
-        if any(length < least for length, least in zip(self.clip, LEAST_2010, strict=True)):
+        self._clip = T, H, W = clip_size(frames, size)
+        if any(length < least for length, least in zip(self._clip, LEAST_2010, strict=True)):
             raise ValueError(
                 f"frames={T}, size={(H, W)} leave nothing for C6; give frames x height x width of "
                 f"{_by(LEAST_2010)} or more"
             )
-        if self.clip == (7, 60, 40):
+        if (sets, kernels, self._clip) == (2, 3, (7, 60, 40)):
             source = "Ji et al., ICML 2010; not known to us: stride, values"
             flow = Expects(6, (60, 40), mean=(0.0, 0.0), std=(1.0, 1.0), colour="", source=source)
             self.expects = Expects(7, (60, 40), source=source), flow
@@ -321,9 +320,14 @@ class Ji2010(VideoClassifier):
         self.c6 = _FullConnection(maps, left, positive_integer("features", features))
         self.classifier = nn.Linear(features, num_classes, bias=False)
 
+    def clip_shapes(self):
+        """The clip that C6 was built for, and a field of flow less than it has frames."""
+        T, H, W = self._clip
+        return (T, H, W), (T - 1, H, W)
+
     def forward(self, x):
-        rgb, flow = x
-        T, H, W = self.clip
+        rgb, flow = check_pair(x)
+        T, H, W = self._clip
         if rgb.shape[1:] != (3, T, H, W) or flow.shape[1:] not in ((2, T - 1, H, W), (2, T, H, W)):
             raise ValueError(
                 f"rgb {tuple(rgb.shape)} and flow {tuple(flow.shape)} must be (B, 3, {T}, {H}, {W}) and "

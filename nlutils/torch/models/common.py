@@ -1,4 +1,4 @@
-"""What the networks share: their inputs, the loss, what they were published with, a per-frame encoder."""
+"""What the networks share: their inputs, the losses, what they were published with, a per-frame encoder."""
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +10,24 @@ from nlutils.arguments import positive_integer
 
 __all__ = [
     "INPUT_CHANNELS",
+    "STUDY_CLIP",
     "WIDTHS",
     "Expects",
     "FrameEncoder",
     "VideoClassifier",
+    "check_clip",
     "check_input",
+    "check_pair",
     "check_widths",
     "frames_as_batch",
     "mean_probability",
+    "vote_loss",
 ]
 
 # Channels of the four stages of the small networks. All of them share these, so a 3D network is its 2D
 # neighbour with longer kernels.
 WIDTHS = (16, 32, 64, 128)
+STUDY_CLIP = 16, 40, 56  # T x H x W of the study's clips, for which the small networks were made
 
 
 def check_widths(widths, count: int = 4) -> tuple[int, ...]:
@@ -33,12 +38,56 @@ def check_widths(widths, count: int = 4) -> tuple[int, ...]:
     return tuple(positive_integer("widths", width) for width in widths)
 
 
+def check_clip(x, kind: str, name: str = "x") -> torch.Tensor:
+    """Return `x` when it is a clip of the input called `kind`, (B, C, T, H, W) and floating; else ValueError.
+
+    `name` is what the error calls it. No number of the clip is read.
+    """
+    needed = f"(B, {INPUT_CHANNELS[kind]}, T, H, W), because it is {kind}"
+    if not isinstance(x, torch.Tensor):
+        raise ValueError(f"{name} is {_said(x)}; it must be one tensor {needed}")
+    if x.ndim != 5 or x.shape[1] != INPUT_CHANNELS[kind]:
+        raise ValueError(f"{name} of shape {tuple(x.shape)} must be {needed}")
+    if 0 in x.shape:
+        raise ValueError(f"{name} of shape {tuple(x.shape)} is empty; B, T, H and W must be 1 or more")
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{name} of {x.dtype} must hold floating-point numbers; bytes become such by {name}.float(), and "
+            "are then scaled as in training"
+        )
+    return x
+
+
+def check_pair(x, *, same_frames: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `x` when it is (rgb, flow) of the same clips, each as for `check_clip`; else ValueError.
+
+    The two must agree in batch, height and width; with `same_frames` in T, too.
+    """
+    if not isinstance(x, tuple | list) or len(x) != 2:
+        raise ValueError(f"x is {_said(x)}; it must be a pair of tensors, (rgb, flow)")
+    rgb, flow = check_clip(x[0], "rgb", "rgb"), check_clip(x[1], "flow", "flow")
+    agree = rgb.shape[0] == flow.shape[0] and rgb.shape[3:] == flow.shape[3:]
+    if not agree or (same_frames and rgb.shape[2] != flow.shape[2]):
+        sides = "batch, frames, height and width" if same_frames else "batch, height and width"
+        raise ValueError(f"rgb {tuple(rgb.shape)} and flow {tuple(flow.shape)} must agree in {sides}")
+    return rgb, flow
+
+
+def _said(x):
+    if isinstance(x, torch.Tensor):
+        return f"one tensor of shape {tuple(x.shape)}"
+    return f"a {type(x).__name__} of {len(x)}" if isinstance(x, tuple | list) else f"a {type(x).__name__}"
+
+
 def mean_probability(logits: torch.Tensor, dim: int) -> torch.Tensor:
     """The logarithm of the mean over `dim` of softmax(logits): class scores of several votes averaged."""
-    votes = logits.shape[dim]
-    return torch.logsumexp(F.log_softmax(logits, dim=-1), dim=dim) - torch.log(
-        logits.new_tensor(float(votes))
-    )
+    votes = logits.new_full((), logits.shape[dim])  # made where the logits are
+    return torch.logsumexp(F.log_softmax(logits, dim=-1), dim=dim) - votes.log()
+
+
+def vote_loss(votes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean cross-entropy over clips and votes: logits (B, votes, num_classes), labels (B,)."""
+    return F.cross_entropy(votes.flatten(0, 1), labels.repeat_interleave(votes.shape[1]))
 
 
 class VideoClassifier(nn.Module):
@@ -50,10 +99,21 @@ class VideoClassifier(nn.Module):
     """
 
     input: str | tuple[str, ...]
-    # One for each name in `input`; None: of no published size.
+    # One for each name in `input`; None where input, size or width are not the published ones.
     expects: Expects | tuple[Expects, ...] | None = None
     # True where `fit(batches)` must see all training clips once more when `loss` was minimised.
     second_stage: bool = False
+
+    def clip_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """(T, H, W) of a clip that it was made for, one for each name in `input`.
+
+        As published; where nothing was published, by the options. A network of any size names one of many.
+        """
+        kinds = (self.input,) if isinstance(self.input, str) else self.input
+        if self.expects is not None:
+            facts = self.expects if isinstance(self.expects, tuple) else (self.expects,)
+            return tuple((one.frames, *one.size) for one in facts)
+        return (STUDY_CLIP,) * len(kinds)
 
     def loss(self, x, labels: torch.Tensor) -> torch.Tensor:
         """The mean cross-entropy of a batch."""

@@ -209,7 +209,7 @@ class VisualInteractionNetwork(nn.Module):
     ):
         super().__init__()
         self.input = one_of("input", input, ("rgb", "states"))
-        if input == "rgb" and width == 64:
+        if input == "rgb" and width == 64 and tuple(offsets) == (1, 2, 4):
             self.expects = EXPECTS_RGB
         self.num_objects = positive_integer("num_objects", num_objects)
         self.dynamics = Dynamics(width, offsets=offsets, relations=relations)

@@ -9,13 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nlutils.arguments import positive_integer
-from nlutils.torch.inflation import inflate_kernel
-from nlutils.torch.models.common import Expects, VideoClassifier, mean_probability
-from nlutils.torch.models.resnet.places import residual_blocks
-from nlutils.torch.models.two_stream import frames_and_stacks
+from nlutils.architectures.resnet import residual_blocks
+from nlutils.arguments import positive_integer, probability, truth_value
+from nlutils.torch.models.common import (
+    Expects,
+    VideoClassifier,
+    check_pair,
+    mean_probability,
+    vote_loss,
+)
+from nlutils.torch.models.layers import ConvNorm, frames_and_stacks
 
 __all__ = ["STResNet"]
+
+FRAMES, SIZE, STACK = 11, (224, 224), 10  # as released
 
 INJECTED = 1  # the residual unit of each stage, from 0, that sees the other stream and three frames
 
@@ -44,7 +51,8 @@ class STResNet(VideoClassifier):
     Each window is a vote of its stream. Probabilities are averaged over windows, then streams (both streams
     have a loss and a classifier; how their answers meet is our choice). The stride of a stage is in its first
     1x1, as in He et al. 2016. Any size works. 58,624,394 parameters with 101 classes; 47,483,274 without
-    `temporal`. Weights start as in He et al. 2015; `nlutils.torch.inflation` brings those of 2D ResNets.
+    `temporal`. Weights start as in He et al. 2015; `nlutils.torch.inflate_weights` brings those of 2D ResNets
+    into either stream, with `mean_inputs=["stem.conv"]` into the stem of motion, as the authors do.
     """
 
     input = ("rgb", "flow")
@@ -55,7 +63,7 @@ class STResNet(VideoClassifier):
         *,
         depth=50,
         width: int = 64,
-        stack: int = 10,
+        stack: int = STACK,
         injection: bool = True,
         temporal: bool = True,
         pool: tuple[int, int] = (5, 2),
@@ -63,25 +71,27 @@ class STResNet(VideoClassifier):
     ):
         super().__init__()
         self.stack = positive_integer("stack", stack)
-        self.injection = injection
+        self.injection = truth_value("injection", injection)
         self.pool = _pair(pool)
         blocks = tuple(residual_blocks(depth).values())
         if min(blocks) <= INJECTED:
             raise ValueError(f"depth={depth!r}: each stage needs two residual units or more, as (2, 2, 2, 2)")
-        options = {"blocks": blocks, "width": positive_integer("width", width), "temporal": temporal}
-        self.appearance = _Stream(3, num_classes, dropout=dropout, **options)
-        self.motion = _Stream(2 * stack, num_classes, dropout=dropout, **options)
-        if (depth, width, stack) == (50, 64, 10):
-            self.expects = (
-                Expects(frames=11, size=(224, 224), source=_SOURCE),
-                Expects(
-                    frames=110, size=(224, 224), mean=(0.0, 0.0), std=(1.0, 1.0), colour="", source=_SOURCE
-                ),
-            )
+        options = {"blocks": blocks, "width": positive_integer("width", width)}
+        options |= {"temporal": truth_value("temporal", temporal), "dropout": probability("dropout", dropout)}
+        self.appearance = _Stream(3, num_classes, **options)
+        self.motion = _Stream(2 * stack, num_classes, **options)
+        if (blocks, width, stack) == (tuple(residual_blocks(50).values()), 64, STACK):
+            rgb = Expects(FRAMES, SIZE, source=_SOURCE)
+            flow = Expects(FRAMES * STACK, SIZE, mean=(0.0, 0.0), std=(1.0, 1.0), colour="", source=_SOURCE)
+            self.expects = rgb, flow
+
+    def clip_shapes(self):
+        """11 frames of 224 x 224, and a stack of flow for each; any size works."""
+        return (FRAMES, *SIZE), (FRAMES * self.stack, *SIZE)
 
     def maps(self, x):
         """What res5 of each stream returns, appearance first: (B, 32 width, S, H / 32, W / 32)."""
-        frames, stacks = frames_and_stacks(*x, self.stack)
+        frames, stacks = frames_and_stacks(*check_pair(x), self.stack)
         a, m = self.appearance.begin(frames), self.motion.begin(stacks)
         for a_units, m_units in zip(self.appearance.stages, self.motion.stages, strict=True):
             for index, (a_unit, m_unit) in enumerate(zip(a_units, m_units, strict=True)):
@@ -102,10 +112,7 @@ class STResNet(VideoClassifier):
 
     def losses(self, x, labels):
         """The mean cross-entropy over the windows of each stream, appearance first: two scalars."""
-        return tuple(
-            F.cross_entropy(votes.flatten(0, 1), labels.repeat_interleave(votes.shape[1]))
-            for votes in self.votes(x)
-        )
+        return tuple(vote_loss(votes, labels) for votes in self.votes(x))
 
     def loss(self, x, labels):
         """The sum of both streams' losses; what appearance lacks reaches motion through the injections."""
@@ -117,7 +124,7 @@ class _Stream(nn.Module):
 
     def __init__(self, in_channels, num_classes, *, blocks, width, temporal, dropout):
         super().__init__()
-        self.stem = _ConvNorm(in_channels, width, (1, 7, 7), stride=2)
+        self.stem = _conv(in_channels, width, (1, 7, 7), stride=2)
         self.pool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
         self.stages, channels = nn.ModuleList(), width
         for stage, count in enumerate(blocks):
@@ -152,12 +159,12 @@ class _Unit(nn.Module):
     def __init__(self, channels, width, stride, temporal):
         super().__init__()
         frames = 3 if temporal else 1
-        self.a = _ConvNorm(channels, width, (frames, 1, 1), stride)
-        self.b = _ConvNorm(width, width, (1, 3, 3))
-        self.c = _ConvNorm(width, 4 * width, (frames, 1, 1))
+        self.a = _conv(channels, width, (frames, 1, 1), stride)
+        self.b = _conv(width, width, (1, 3, 3))
+        self.c = _conv(width, 4 * width, (frames, 1, 1))
         self.shortcut = None
         if channels != 4 * width or stride != 1:
-            self.shortcut = _ConvNorm(channels, 4 * width, (1, 1, 1), stride)
+            self.shortcut = _conv(channels, 4 * width, (1, 1, 1), stride)
 
     def branch(self, x):
         return self.c(F.relu(self.b(F.relu(self.a(x)))))
@@ -168,21 +175,10 @@ class _Unit(nn.Module):
         return branch + (skip if self.shortcut is None else self.shortcut(skip))
 
 
-class _ConvNorm(nn.Module):
-    """A convolution without bias, padded to keep the size, and batch normalisation; no ReLU."""
-
-    def __init__(self, in_channels, out_channels, kernel, stride=1):
-        super().__init__()
-        padding = tuple(side // 2 for side in kernel)
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel, (1, stride, stride), padding, bias=False)
-        self.norm = nn.BatchNorm3d(out_channels)
-        flat = torch.empty(out_channels, in_channels, *kernel[1:], device=self.conv.weight.device)
-        nn.init.kaiming_normal_(flat, mode="fan_out", nonlinearity="relu")
-        with torch.no_grad():
-            self.conv.weight.copy_(inflate_kernel(flat, kernel[0]))
-
-    def forward(self, x):
-        return self.norm(self.conv(x))
+def _conv(in_channels, out_channels, kernel, stride=1):
+    """Without a ReLU, for sums come before it; kernels over time start as a 2D one, repeated."""
+    stride = (1, stride, stride)
+    return ConvNorm(in_channels, out_channels, kernel, stride, relu=False, repeated=True)
 
 
 def _pair(pool):

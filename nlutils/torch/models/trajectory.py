@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from nlutils.arguments import one_of, positive_integer, positive_number, probability
-from nlutils.torch.models.common import Expects, VideoClassifier, frames_as_batch, mean_probability
+from nlutils.torch.models.common import (
+    Expects,
+    VideoClassifier,
+    check_pair,
+    frames_as_batch,
+    mean_probability,
+    vote_loss,
+)
+from nlutils.torch.models.layers import response_norm
 from nlutils.video.fisher import TrajectoryClassifier
 from nlutils.video.tracks import MEDIANS, Limits, Tracks, dense_tracks, motion_levels
 
@@ -106,7 +114,7 @@ class ConvolutionalStream(nn.Module):
         self.conv3 = nn.Conv2d(second, third, 3, padding=1)
         self.conv4 = nn.Conv2d(third, third, 3, padding=1)
         self.conv5 = nn.Conv2d(third, third, 3, padding=1)
-        self.norm = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75)
+        self.norm = response_norm(5e-4, k=1.0)
         # Caffe rounds the size of a pooled map up.
         self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.dropout = nn.Dropout(probability("dropout", dropout))
@@ -198,16 +206,13 @@ class TDD(VideoClassifier):
 
     def streams(self, x) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of the two streams, (B, T, num_classes) each: one a frame, one a stack of flow."""
-        rgb, flow = x
+        rgb, flow = check_pair(x, same_frames=True)
         votes = self.spatial(frames_as_batch(rgb)), self.temporal(frames_as_batch(self._stacks(flow)))
         return tuple(vote.unflatten(0, (len(rgb), -1)) for vote in votes)
 
     def loss(self, x, labels: torch.Tensor) -> torch.Tensor:
         """The first stage: the sum of the streams' mean cross-entropies (they share no weight)."""
-        return sum(
-            F.cross_entropy(votes.flatten(0, 1), labels.repeat_interleave(votes.shape[1]))
-            for votes in self.streams(x)
-        )
+        return sum(vote_loss(votes, labels) for votes in self.streams(x))
 
     def two_stream(self, x) -> torch.Tensor:
         """What the streams say without tracks: the logarithm of their mean probability, (B, num_classes)."""

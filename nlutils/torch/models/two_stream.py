@@ -11,20 +11,29 @@ import numpy as np
 import torch
 from torch import nn
 
-from nlutils.arguments import positive_integer
-from nlutils.torch.models.common import Expects, VideoClassifier, frames_as_batch, mean_probability
-from nlutils.torch.models.inception.snapshots import cut_snapshots
+from nlutils.architectures.frame_networks import CNN_M_WIDTH, cnn_m_channels, cnn_m_map, two_dropouts
+from nlutils.arguments import positive_integer, positive_number, probability, truth_value, whole_number
+from nlutils.torch.models.common import (
+    Expects,
+    VideoClassifier,
+    check_pair,
+    frames_as_batch,
+    mean_probability,
+    vote_loss,
+)
+from nlutils.torch.models.layers import frames_and_stacks, response_norm
+from nlutils.video.fisher import check_labels
 
 __all__ = ["CNNM2048", "SVMFusion", "TwoStream", "frames_and_stacks", "stacked_scores"]
 
-WIDTH = 96  # channels of conv1 as published; conv2 has 8/3 as many, then 16/3, 128/3 (fc6) and 64/3 (fc7)
+SIZE, STACK = (224, 224), 10  # as published
 
 _SOURCE = "Simonyan and Zisserman, NIPS 2014, section 5"
 # The paper gives no mean and no scale of the colours.
-EXPECTS_RGB = Expects(frames=1, size=(224, 224), source=_SOURCE + "; a test takes 25 frames of a video")
+EXPECTS_RGB = Expects(frames=1, size=SIZE, source=_SOURCE + "; a test takes 25 frames of a video")
 EXPECTS_FLOW = Expects(
-    frames=10,
-    size=(224, 224),
+    frames=STACK,
+    size=SIZE,
     mean=(0.0, 0.0),
     std=(1.0, 1.0),
     colour="",
@@ -50,24 +59,23 @@ class CNNM2048(nn.Module):
         in_channels: int,
         num_classes: int,
         *,
-        width: int = WIDTH,
-        size=(224, 224),
+        width: int = CNN_M_WIDTH,
+        size=SIZE,
         second_norm: bool = True,
         dropout: float = 0.5,
     ):
         super().__init__()
-        third = _third(width)
-        self.size = _pair(size)
-        places = _places(self.size)
-        c1, c2, c3, fc6, fc7 = 3 * third, 8 * third, 16 * third, 128 * third, 64 * third
+        channels, (h, w) = cnn_m_channels(width), cnn_m_map(size)
+        c1, c2, c3, fc6, fc7 = (channels[layer] for layer in ("conv1", "conv2", "conv3", "fc6", "fc7"))
+        self.in_channels, self.size = in_channels, tuple(size)
         features = [
             ("conv1", nn.Conv2d(in_channels, c1, 7, stride=2)),
             ("relu1", nn.ReLU()),
-            ("norm1", _response_norm()),
+            ("norm1", _norm()),
             ("pool1", _pool()),
             ("conv2", nn.Conv2d(c1, c2, 5, stride=2, padding=1)),
             ("relu2", nn.ReLU()),
-            *([("norm2", _response_norm())] if second_norm else []),
+            *([("norm2", _norm())] if truth_value("second_norm", second_norm) else []),
             ("pool2", _pool()),
             ("conv3", nn.Conv2d(c2, c3, 3, padding=1)),
             ("relu3", nn.ReLU()),
@@ -78,10 +86,10 @@ class CNNM2048(nn.Module):
             ("pool5", _pool()),
         ]
         self.features = nn.Sequential(OrderedDict(features))
-        self.fc6 = nn.Linear(c3 * places, fc6)
+        self.fc6 = nn.Linear(c3 * h * w, fc6)
         self.fc7 = nn.Linear(fc6, fc7)
         self.classifier = nn.Linear(fc7, num_classes)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(probability("dropout", dropout))
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 gain = "linear" if layer is self.classifier else "relu"
@@ -98,10 +106,10 @@ class CNNM2048(nn.Module):
         ]
 
     def forward(self, x):
-        if x.ndim != 4 or tuple(x.shape[2:]) != self.size:
+        if x.ndim != 4 or tuple(x.shape[1:]) != (self.in_channels, *self.size):
             raise ValueError(
-                f"x of shape {tuple(x.shape)} must be (B, C, {self.size[0]}, {self.size[1]}); "
-                f"another size needs a network made with size=(H, W)"
+                f"x of shape {tuple(x.shape)} must be (B, {self.in_channels}, {self.size[0]}, "
+                f"{self.size[1]}); another size needs a network made with size=(H, W)"
             )
         x = self.features(x).flatten(1)
         x = self.dropout(self.fc6(x).relu())
@@ -129,21 +137,25 @@ class TwoStream(VideoClassifier):
 
     input = ("rgb", "flow")
 
-    def __init__(self, num_classes, *, width=WIDTH, size=(224, 224), stack=10, dropout=(0.5, 0.9)):
+    def __init__(self, num_classes, *, width=CNN_M_WIDTH, size=SIZE, stack=STACK, dropout=(0.5, 0.9)):
         super().__init__()
         self.stack = positive_integer("stack", stack)
-        spatial, temporal = _both_dropouts(dropout)
+        spatial, temporal = two_dropouts(dropout)
         options = {"width": width, "size": size}
         self.spatial = CNNM2048(3, num_classes, dropout=spatial, **options)
         self.temporal = CNNM2048(2 * stack, num_classes, dropout=temporal, second_norm=False, **options)
-        if (width, self.spatial.size, stack) == (WIDTH, (224, 224), 10):
+        if (width, self.spatial.size, stack) == (CNN_M_WIDTH, SIZE, STACK):
             self.expects = (EXPECTS_RGB, EXPECTS_FLOW)
+
+    def clip_shapes(self):
+        """One place, as in training: a frame of the size that fc6 was built for, and a stack of flow."""
+        return (1, *self.spatial.size), (self.stack, *self.spatial.size)
 
     def votes(self, x):
         """Logits of each stream at each place, spatial first: two tensors (B, S, num_classes)."""
-        frames, stacks = frames_and_stacks(*x, self.stack)
+        frames, stacks = frames_and_stacks(*check_pair(x), self.stack)
         return tuple(
-            stream(frames_as_batch(part)).unflatten(0, (len(part), -1))
+            stream(frames_as_batch(part)).unflatten(0, (part.shape[0], -1))
             for stream, part in ((self.spatial, frames), (self.temporal, stacks))
         )
 
@@ -157,10 +169,7 @@ class TwoStream(VideoClassifier):
 
     def losses(self, x, labels):
         """The mean cross-entropy over the places of each stream, spatial first: two scalars."""
-        return tuple(
-            nn.functional.cross_entropy(votes.flatten(0, 1), labels.repeat_interleave(votes.shape[1]))
-            for votes in self.votes(x)
-        )
+        return tuple(vote_loss(votes, labels) for votes in self.votes(x))
 
     def loss(self, x, labels):
         # The streams share no weight: each learns from the sum as if it were alone.
@@ -176,21 +185,18 @@ class SVMFusion:
     """
 
     def __init__(self, cost: float = 1.0, seed: int = 0):
-        self.cost, self.seed = cost, seed
+        self.cost, self.seed = positive_number("cost", cost), whole_number("seed", seed)
         self._svm = None
         self._num_classes = 0
 
     def fit(self, streams, labels) -> "SVMFusion":
-        """`streams` as in `stacked_scores`, `labels` (B,). Raises ValueError when there is one class only."""
+        """`streams` as in `stacked_scores`, `labels` (B,), two or more classes; ValueError for others."""
         from sklearn.svm import LinearSVC
 
-        features, labels = stacked_scores(streams), np.asarray(labels)
-        if labels.shape != (len(features),) or len(np.unique(labels)) < 2:
-            raise ValueError(
-                f"labels of shape {labels.shape} hold {len(np.unique(labels))} classes; there must be "
-                f"{len(features)} labels, of two classes or more"
-            )
-        self._num_classes = features.shape[1] // len(streams)
+        features = stacked_scores(streams)
+        num_classes = features.shape[1] // len(streams)
+        labels = check_labels(labels, num_classes, len(features))
+        self._num_classes = num_classes
         self._svm = LinearSVC(
             C=self.cost, multi_class="crammer_singer", random_state=self.seed, max_iter=100_000
         ).fit(features, labels)
@@ -208,65 +214,30 @@ class SVMFusion:
         return scores
 
 
-def frames_and_stacks(rgb, flow, stack):
-    """A clip cut into places in time, a frame and a stack of flow each.
-
-    rgb (B, 3, T, H, W) and flow (B, 2, F, H, W) -> (B, 3, S, H, W) and (B, 2 L, S, H, W), with L = `stack`
-    and S = F // L; channels in the papers' order dx, dy, dx, dy, ... See `cut_snapshots` for which frames.
-    """
-    frames, stacks = cut_snapshots(rgb, flow, stack)  # channels dx, dx, ..., dy, dy, ...
-    return frames, stacks.unflatten(1, (2, stack)).transpose(1, 2).flatten(1, 2)
-
-
 def stacked_scores(streams) -> np.ndarray:
-    """Each stream's class probabilities (B, num_classes), divided by their length, side by side: (B, sum)."""
+    """Each stream's class probabilities (B, num_classes), divided by their length, side by side: (B, sum).
+
+    Raises ValueError for other shapes, and for a row that has no length: zeros, NaN or infinity.
+    """
     streams = [np.asarray(torch.as_tensor(stream).detach().cpu(), np.float64) for stream in streams]
     if len({stream.shape for stream in streams}) != 1 or streams[0].ndim != 2:
         raise ValueError(
             f"streams of shapes {[stream.shape for stream in streams]} must all be (B, num_classes)"
         )
-    return np.hstack([stream / np.linalg.norm(stream, axis=1, keepdims=True) for stream in streams])
+    lengths = np.linalg.norm(streams, axis=2, keepdims=True)
+    wrong = ~(np.isfinite(lengths) & (lengths > 0))
+    if wrong.any():
+        stream, row, _ = map(int, np.argwhere(wrong)[0])
+        raise ValueError(
+            f"streams[{stream}][{row}]={streams[stream][row].tolist()} must be class probabilities: "
+            f"finite numbers, not all 0"
+        )
+    return np.hstack([stream / length for stream, length in zip(streams, lengths, strict=True)])
 
 
-def _response_norm():
-    # Krizhevsky et al. 2012: n = 5, k = 2, alpha = 1e-4, beta = 0.75; PyTorch divides alpha by n.
-    return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
+def _norm():
+    return response_norm(5e-4, k=2.0)
 
 
 def _pool():
     return nn.MaxPool2d(3, stride=2, ceil_mode=True)
-
-
-def _third(width):
-    if positive_integer("width", width) % 3:
-        raise ValueError(f"width={width!r} must be a multiple of 3: conv2 has 8/3 as many channels as conv1")
-    return width // 3
-
-
-def _pair(size):
-    if not isinstance(size, tuple | list) or len(size) != 2:
-        raise ValueError(f"size={size!r} must be a pair (H, W)")
-    return tuple(positive_integer("size", side) for side in size)
-
-
-def _places(size):
-    """How many positions of the picture fc6 sees."""
-    sides = []
-    for side in size:
-        side = (side - 7) // 2 + 1  # conv1
-        side = (side - 2) // 2 + 1  # pool1, rounded up
-        side = (side + 2 - 5) // 2 + 1  # conv2
-        for _ in range(2):  # pool2, pool5
-            side = (side - 2) // 2 + 1
-        sides.append(side)
-    if min(sides) < 1:
-        raise ValueError(f"size={size!r} is too small for five layers that halve it; use 41 or more")
-    return sides[0] * sides[1]
-
-
-def _both_dropouts(dropout):
-    if isinstance(dropout, int | float):
-        return dropout, dropout
-    if not isinstance(dropout, tuple | list) or len(dropout) != 2:
-        raise ValueError(f"dropout={dropout!r} must be a number, or two: (spatial, temporal)")
-    return tuple(dropout)

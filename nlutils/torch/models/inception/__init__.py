@@ -25,8 +25,9 @@ no weights as long as the classifier sees one position at a time, or their mean.
 
 from nlutils.torch.models.inception.inflated import I3DInception, TwoStreamI3D
 from nlutils.torch.models.inception.recurrent import BatchNormLSTM, InceptionLSTM
-from nlutils.torch.models.inception.snapshots import FusedTwoStream, TwoStreamInception, cut_snapshots
-from nlutils.torch.models.inception.trunk import InceptionV1, same_padding
+from nlutils.torch.models.inception.snapshots import FusedTwoStream, TwoStreamInception
+from nlutils.torch.models.inception_v1 import InceptionV1, same_padding
+from nlutils.torch.models.layers import cut_snapshots
 
 __all__ = [
     "BatchNormLSTM",

@@ -8,11 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nlutils.arguments import one_of
-from nlutils.torch.models.common import VideoClassifier, check_input, mean_probability
-from nlutils.torch.models.inception.trunk import WIDTH, InceptionV1, expects_flow, expects_rgb
+from nlutils.arguments import one_of, probability
+from nlutils.torch.models.common import (
+    VideoClassifier,
+    check_clip,
+    check_input,
+    check_pair,
+    mean_probability,
+)
+from nlutils.torch.models.inception.facts import SIZE, expects_flow, expects_rgb
+from nlutils.torch.models.inception_v1 import WIDTH, InceptionV1
 
 __all__ = ["I3DInception", "TwoStreamI3D"]
+
+FRAMES = 64  # as published
 
 
 class I3DInception(VideoClassifier):
@@ -35,14 +44,18 @@ class I3DInception(VideoClassifier):
         super().__init__()
         self.input = input
         if width == WIDTH:
-            self.expects = {"rgb": expects_rgb(64), "flow": expects_flow(64)}.get(input)
+            self.expects = {"rgb": expects_rgb(FRAMES), "flow": expects_flow(FRAMES)}.get(input)
         self.features = InceptionV1(check_input(input), width=width, norm_gain=norm_gain)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(probability("dropout", dropout))
         self.logits = nn.Conv3d(self.features.out_channels, num_classes, 1)
+
+    def clip_shapes(self):
+        """64 frames of 224 x 224; any size works."""
+        return ((FRAMES, *SIZE),)
 
     def windows(self, x):
         """Logits of each window: (B, C, T, H, W) -> (B, num_classes, T', H', W'), as published 7 x 1 x 1."""
-        features = self.features(x)
+        features = self.features(check_clip(x, self.input))
         window = [min(pair) for pair in zip((2, 7, 7), features.shape[2:], strict=True)]
         return self.logits(self.dropout(F.avg_pool3d(features, window, stride=1)))
 
@@ -70,9 +83,15 @@ class TwoStreamI3D(VideoClassifier):
         if width == WIDTH:
             self.expects = (self.rgb.expects, self.flow.expects)
 
+    def clip_shapes(self):
+        """64 frames of 224 x 224 and their flow; any size works."""
+        return self.rgb.clip_shapes() + self.flow.clip_shapes()
+
     def forward(self, x):
-        streams = torch.stack([self.rgb(x[0]), self.flow(x[1])], dim=1)  # (B, 2, num_classes)
+        rgb, flow = check_pair(x, same_frames=True)
+        streams = torch.stack([self.rgb(rgb), self.flow(flow)], dim=1)  # (B, 2, num_classes)
         return streams.sum(dim=1) if self.fusion == "logits" else mean_probability(streams, dim=1)
 
     def loss(self, x, labels):
-        return self.rgb.loss(x[0], labels) + self.flow.loss(x[1], labels)
+        rgb, flow = check_pair(x, same_frames=True)
+        return self.rgb.loss(rgb, labels) + self.flow.loss(flow, labels)

@@ -7,11 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nlutils.arguments import positive_integer
-from nlutils.torch.models.common import VideoClassifier, check_input
-from nlutils.torch.models.inception.trunk import WIDTH, InceptionV1, expects_rgb
+from nlutils.arguments import positive_integer, probability
+from nlutils.torch.models.common import VideoClassifier, check_clip, check_input, vote_loss
+from nlutils.torch.models.inception.facts import SIZE, expects_rgb
+from nlutils.torch.models.inception_v1 import WIDTH, InceptionV1
 
 __all__ = ["BatchNormLSTM", "InceptionLSTM"]
+
+FRAMES = 25  # as published, every fifth of 25 a second
 
 
 class BatchNormLSTM(nn.Module):
@@ -97,15 +100,19 @@ class InceptionLSTM(VideoClassifier):
         super().__init__()
         self.input = input
         if width == WIDTH and input == "rgb":
-            self.expects = expects_rgb(25, stride=5)
+            self.expects = expects_rgb(FRAMES, stride=5)
         self.features = InceptionV1(check_input(input), width=width, inflated=False, norm_gain=norm_gain)
         self.lstm = BatchNormLSTM(self.features.out_channels, hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(probability("dropout", dropout))
         self.classifier = nn.Linear(hidden, num_classes)
+
+    def clip_shapes(self):
+        """25 frames of 224 x 224; any size works."""
+        return ((FRAMES, *SIZE),)
 
     def steps(self, x):
         """The logits after each frame: (B, C, T, H, W) -> (B, T, num_classes)."""
-        features = self.features(x).mean(dim=(3, 4)).transpose(1, 2)  # (B, T, D)
+        features = self.features(check_clip(x, self.input)).mean(dim=(3, 4)).transpose(1, 2)  # (B, T, D)
         return self.classifier(self.dropout(self.lstm(features)))
 
     def forward(self, x):
@@ -113,5 +120,4 @@ class InceptionLSTM(VideoClassifier):
 
     def loss(self, x, labels):
         """The mean cross-entropy over clips and time steps."""
-        logits = self.steps(x)
-        return F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
+        return vote_loss(self.steps(x), labels)

@@ -6,46 +6,22 @@ Carreira and Zisserman, Quo Vadis, CVPR 2017, section 2.3.
 import torch
 from torch import nn
 
-from nlutils.arguments import positive_integer
-from nlutils.torch.models.common import VideoClassifier, mean_probability
-from nlutils.torch.models.inception.trunk import (
-    WIDTH,
-    ConvUnit,
-    InceptionV1,
-    SameMaxPool3d,
-    expects_flow,
-    expects_rgb,
-)
+from nlutils.arguments import positive_integer, probability
+from nlutils.torch.models.common import VideoClassifier, check_pair, mean_probability
+from nlutils.torch.models.inception.facts import SIZE, expects_flow, expects_rgb
+from nlutils.torch.models.inception_v1 import WIDTH, ConvUnit, InceptionV1, SameMaxPool3d
+from nlutils.torch.models.layers import cut_snapshots
 
-__all__ = ["FusedTwoStream", "TwoStreamInception", "cut_snapshots"]
+__all__ = ["FusedTwoStream", "TwoStreamInception"]
 
-
-def cut_snapshots(rgb, flow, stack):
-    """Cut a clip into snapshots, a frame and a stack of flow fields each.
-
-    rgb (B, 3, T, H, W) and flow (B, 2, F, H, W) -> (B, 3, S, H, W) and (B, 2 stack, S, H, W), S = F // stack:
-    the middle frame of each of S equal parts of the clip, and S stacks as channels, dx of all fields first.
-    With T = S every frame is taken. Raises ValueError for shapes that do not fit together.
-    """
-    count = flow.shape[2] // stack
-    if count == 0:
-        raise ValueError(f"flow has {flow.shape[2]} fields; stack={stack} needs at least as many")
-    frames = rgb.shape[2]
-    if frames < count:
-        raise ValueError(f"rgb has {frames} frames for {count} stacks of flow; give one a stack or more")
-    if rgb.shape[0] != flow.shape[0] or rgb.shape[3:] != flow.shape[3:]:
-        raise ValueError(
-            f"rgb {tuple(rgb.shape)} and flow {tuple(flow.shape)} must agree in batch, height and width"
-        )
-    picks = [(2 * s + 1) * frames // (2 * count) for s in range(count)]
-    stacks = flow[:, :, : count * stack].unflatten(2, (count, stack))  # (B, 2, S, stack, H, W)
-    return rgb[:, :, picks], stacks.transpose(2, 3).flatten(1, 2)
+STACK = 10  # fields of flow in a stack, as published
 
 
 class _Snapshots(VideoClassifier):
     """An Inception-v1 on single frames, one on stacks of flow fields: what (c) and (d) share."""
 
     input = ("rgb", "flow")
+    SNAPSHOTS: int  # that training sees of a clip
 
     def __init__(self, *, width, stack, norm_gain):
         super().__init__()
@@ -54,9 +30,13 @@ class _Snapshots(VideoClassifier):
         self.rgb = InceptionV1(3, **options)
         self.flow = InceptionV1(2 * stack, **options)
 
+    def clip_shapes(self):
+        """As many frames of 224 x 224 as training sees snapshots, and a stack of flow for each."""
+        return (self.SNAPSHOTS, *SIZE), (self.SNAPSHOTS * self.stack, *SIZE)
+
     def features(self, x):
         """The streams' features a snapshot, each (B, 1024, S, H / 32, W / 32)."""
-        rgb, flow = cut_snapshots(*x, self.stack)
+        rgb, flow = cut_snapshots(*check_pair(x), self.stack)
         return self.rgb(rgb), self.flow(flow)
 
 
@@ -69,13 +49,15 @@ class TwoStreamInception(_Snapshots):
     classes.
     """
 
-    def __init__(self, num_classes, *, width=WIDTH, stack=10, norm_gain=True, dropout=0.5):
+    SNAPSHOTS = 1
+
+    def __init__(self, num_classes, *, width=WIDTH, stack=STACK, norm_gain=True, dropout=0.5):
         super().__init__(width=width, stack=stack, norm_gain=norm_gain)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(probability("dropout", dropout))
         self.rgb_classifier = nn.Linear(self.rgb.out_channels, num_classes)
         self.flow_classifier = nn.Linear(self.flow.out_channels, num_classes)
-        if (width, stack) == (WIDTH, 10):
-            self.expects = (expects_rgb(1), expects_flow(10))
+        if (width, stack) == (WIDTH, STACK):
+            self.expects = (expects_rgb(1), expects_flow(STACK))
 
     def votes(self, x):
         """The logits a stream and snapshot: (B, 2 S, num_classes), RGB first."""
@@ -98,17 +80,19 @@ class FusedTwoStream(_Snapshots):
     this package).
     """
 
-    def __init__(self, num_classes, *, width=WIDTH, stack=10, fused=512, norm_gain=True, dropout=0.5):
+    SNAPSHOTS = 5
+
+    def __init__(self, num_classes, *, width=WIDTH, stack=STACK, fused=512, norm_gain=True, dropout=0.5):
         super().__init__(width=width, stack=stack, norm_gain=norm_gain)
         both = self.rgb.out_channels + self.flow.out_channels
         self.fusion = ConvUnit(both, positive_integer("fused", fused), (3, 3, 3), norm_gain=norm_gain)
         self.pool = SameMaxPool3d((3, 3, 3), (2, 2, 2))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(probability("dropout", dropout))
         self.classifier = nn.Linear(fused, num_classes)
         for layer in (self.fusion.conv, self.classifier):
             nn.init.normal_(layer.weight, std=0.01)
-        if (width, stack) == (WIDTH, 10):
-            self.expects = (expects_rgb(5, stride=10), expects_flow(50))
+        if (width, stack) == (WIDTH, STACK):
+            self.expects = (expects_rgb(5, stride=10), expects_flow(5 * STACK))
 
     def forward(self, x):
         fused = self.pool(self.fusion(torch.cat(self.features(x), dim=1)))  # (B, fused, T', H', W')

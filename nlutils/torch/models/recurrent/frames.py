@@ -4,32 +4,12 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from nlutils.architectures.frame_networks import CNNS, scaled
 from nlutils.arguments import one_of, positive_integer
-from nlutils.torch.models.inception import InceptionV1
+from nlutils.torch.models.inception_v1 import InceptionV1
+from nlutils.torch.models.layers import response_norm
 
-__all__ = ["CNNS", "FrameCNN", "FrameInception", "check_size", "map_shape", "pair"]
-
-# A convolution a row: channels, kernel, stride, padding, groups, and what follows its ReLU. Pooling is 3 x 3
-# at stride 2 and rounds up, as in Caffe.
-CNNS = {
-    # LisaAnne/lisa-caffe-public, examples/LRCN_activity_recognition/train_test_lstm_RGB.prototxt
-    "lrcn": (
-        (96, 7, 2, 0, 1, ("pool", "norm")),
-        (384, 5, 2, 0, 2, ("pool", "norm")),
-        (512, 3, 1, 1, 1, ()),
-        (512, 3, 1, 1, 2, ()),
-        (384, 3, 1, 1, 2, ("pool",)),
-    ),
-    # Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks, NIPS
-    # 2012; 227 x 227 there
-    "alexnet": (
-        (96, 11, 4, 0, 1, ("norm", "pool")),
-        (256, 5, 1, 2, 2, ("norm", "pool")),
-        (384, 3, 1, 1, 1, ()),
-        (384, 3, 1, 1, 2, ()),
-        (256, 3, 1, 1, 2, ("pool",)),
-    ),
-}
+__all__ = ["FrameCNN", "FrameInception", "check_size", "map_shape"]
 
 
 class FrameCNN(nn.Sequential):
@@ -49,7 +29,7 @@ class FrameCNN(nn.Sequential):
         table = CNNS[one_of("layers", layers, CNNS)]
         positive_integer("width", width)
         for number, (channels, kernel, stride, padding, groups, then) in enumerate(table, start=1):
-            channels = 2 * max(1, round(channels * width / table[0][0] / 2))
+            channels = scaled(channels, width, first=table[0][0])
             convolution = nn.Conv2d(in_channels, channels, kernel, stride, padding, groups=groups)
             self.add_module(f"conv{number}", convolution)
             self.add_module(f"relu{number}", nn.ReLU(inplace=True))
@@ -64,7 +44,7 @@ class FrameCNN(nn.Sequential):
 
     @staticmethod
     def _norm():
-        return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1.0)
+        return response_norm(1e-4, k=1.0)
 
 
 class FrameInception(nn.Module):
@@ -77,14 +57,6 @@ class FrameInception(nn.Module):
 
     def forward(self, x):
         return self.features(x[:, :, None])[:, :, 0]
-
-
-def pair(name: str, value) -> tuple[int, int]:
-    """A size as (height, width), from one number or two; ValueError for anything else."""
-    sides = (value, value) if hasattr(value, "__index__") else tuple(value)
-    if len(sides) != 2:
-        raise ValueError(f"{name}={value!r} must be one number or a pair (height, width)")
-    return tuple(positive_integer(name, side) for side in sides)
 
 
 def map_shape(encoder: nn.Module, in_channels: int, size) -> tuple[int, int, int]:

@@ -8,31 +8,35 @@ as in the authors' code, LisaAnne/lisa-caffe-public, examples/LRCN_activity_reco
 import torch.nn.functional as F
 from torch import nn
 
-from nlutils.arguments import positive_integer
+from nlutils.architectures.sizes import pair
+from nlutils.arguments import positive_integer, probability
 from nlutils.torch.models.common import (
     Expects,
     VideoClassifier,
+    check_clip,
     check_input,
     frames_as_batch,
     mean_probability,
+    vote_loss,
 )
-from nlutils.torch.models.recurrent.frames import FrameCNN, check_size, map_shape, pair
+from nlutils.torch.models.recurrent.frames import FrameCNN, check_size, map_shape
 
 __all__ = ["LRCN"]
 
+WIDTH, FRAMES, SIZE = 96, 16, (227, 227)  # as published; width: channels of the first convolution
 SOURCE = "Donahue et al., CVPR 2015, and LisaAnne/lisa-caffe-public: frames of 240 x 320, cropped"
 EXPECTS = {
     "rgb": Expects(
-        frames=16,
-        size=(227, 227),
+        frames=FRAMES,
+        size=SIZE,
         mean=(103.939 / 255, 116.779 / 255, 128.68 / 255),
         std=(1 / 255,) * 3,
         colour="BGR",
         source=SOURCE,
     ),
     "flow": Expects(
-        frames=16,
-        size=(227, 227),
+        frames=FRAMES,
+        size=SIZE,
         mean=(0.0, 0.0),
         std=(1 / 16,) * 2,
         colour="",
@@ -66,7 +70,7 @@ class LRCN(VideoClassifier):
         num_classes,
         *,
         input="rgb",
-        width=96,
+        width=WIDTH,
         fc6=4096,
         hidden=256,
         size=227,
@@ -75,21 +79,26 @@ class LRCN(VideoClassifier):
     ):
         super().__init__()
         self.input, self.size = input, pair("size", size)
-        self.expects = EXPECTS.get(input)
+        if (width, self.size) == (WIDTH, SIZE):
+            self.expects = EXPECTS.get(input)
         self.encoder = FrameCNN(check_input(input), width=width)
         C, h, w = map_shape(self.encoder, check_input(input), self.size)
         self.fc6 = nn.Linear(C * h * w, positive_integer("fc6", fc6))
-        self.fc6_dropout = nn.Dropout(fc6_dropout)
+        self.fc6_dropout = nn.Dropout(probability("fc6_dropout", fc6_dropout))
         self.lstm = nn.LSTM(fc6, positive_integer("hidden", hidden), batch_first=True)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(probability("dropout", dropout))
         self.classifier = nn.Linear(hidden, num_classes)
+
+    def clip_shapes(self):
+        """16 frames, as in training, of the size that fc6 was built for."""
+        return ((FRAMES, *self.size),)
 
     def steps(self, x):
         """The logits after each frame: (B, C, T, H, W) -> (B, T, num_classes)."""
-        check_size(x, self.size)
+        check_size(check_clip(x, self.input), self.size)
         maps = self.encoder(frames_as_batch(x))  # (B T, 384, 6, 6)
         features = self.fc6_dropout(F.relu(self.fc6(maps.flatten(1))))
-        states, _ = self.lstm(features.unflatten(0, (len(x), -1)))  # (B, T, hidden)
+        states, _ = self.lstm(features.unflatten(0, (x.shape[0], -1)))  # (B, T, hidden)
         return self.classifier(self.dropout(states))
 
     def forward(self, x):
@@ -97,5 +106,4 @@ class LRCN(VideoClassifier):
 
     def loss(self, x, labels):
         """The mean cross-entropy over clips and time steps."""
-        steps = self.steps(x)
-        return F.cross_entropy(steps.flatten(0, 1), labels.repeat_interleave(steps.shape[1]))
+        return vote_loss(self.steps(x), labels)

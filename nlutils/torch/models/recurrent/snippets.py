@@ -8,32 +8,59 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nlutils.arguments import one_of, positive_integer
+from nlutils.architectures.sizes import pair
+from nlutils.arguments import one_of, positive_integer, probability, truth_value
 from nlutils.torch.models.common import (
     Expects,
     VideoClassifier,
+    check_clip,
     check_input,
     frames_as_batch,
     mean_probability,
 )
-from nlutils.torch.models.recurrent.frames import FrameCNN, FrameInception, check_size, map_shape, pair
+from nlutils.torch.models.recurrent.frames import FrameCNN, FrameInception, check_size, map_shape
 from nlutils.torch.models.recurrent.lstm import PeepholeLSTM
 
 __all__ = ["INFERENCE", "POOLINGS", "BeyondShortSnippets", "rising_gain", "window_maxima"]
 
 POOLINGS = ("conv", "late", "slow", "local", "time_domain", "lstm")
 INFERENCE = ("last", "max", "sum", "weighted")
+# The options that only some poolings have.
+OPTIONS = {
+    "window": ("slow", "local", "time_domain"),
+    "stride": ("slow", "local", "time_domain"),
+    "kernels": ("time_domain",),
+    "hidden": ("lstm",),
+    "layers": ("lstm",),
+    "peepholes": ("lstm",),
+    "inference": ("lstm",),
+}
+WIDTHS = {"alexnet": 96, "inception": 64}  # channels of the first convolution as published
+EXPECTS = Expects(
+    frames=120,
+    size=(220, 220),
+    stride=30,
+    source="Ng et al., CVPR 2015: a frame a second (stride 30 at 30 a second); normalisation not known",
+)
 
 
 def window_maxima(maps: torch.Tensor, window: int, stride: int) -> torch.Tensor:
     """Maxima over windows of time: (B, T, C, h, w) -> (B, windows, C, h, w).
 
     A window has `window` steps and begins `stride` after the one before it. The last may be cut off by the
-    end of the clip, so that no step is lost; a clip shorter than a window is one window.
+    end of the clip, so that no step is lost; a clip shorter than a window is one window. Raises ValueError
+    for a stride larger than the window.
     """
+    check_windows(window, stride)
     window = min(window, maps.shape[1])
     maxima = F.max_pool3d(maps.transpose(1, 2), (window, 1, 1), (stride, 1, 1), ceil_mode=True)
     return maxima.transpose(1, 2)
+
+
+def check_windows(window: int, stride: int) -> None:
+    """ValueError unless both are whole numbers, and windows so far apart see every frame."""
+    if positive_integer("stride", stride) > positive_integer("window", window):
+        raise ValueError(f"stride={stride} must be at most window={window}: frames between were unseen")
 
 
 def count_windows(frames: int, window: int, stride: int) -> int:
@@ -92,10 +119,12 @@ class BeyondShortSnippets(VideoClassifier):
                   `window` or more
     window, stride   of the windows and of the convolution in time: 10 and 5 frames
     kernels       of the convolution, each `window` x 3 x 3: 256
-    hidden, layers, peepholes   of the LSTMs: 5 of 512 (see `PeepholeLSTM`)
+    hidden, layers, peepholes   of "lstm": 5 of 512 (see `PeepholeLSTM`)
     inference     of "lstm": "last", the answer at the last frame; "max", "sum", "weighted", the maximum, mean
                   and weighted mean of the probabilities of all frames, weights rising linearly from 0 to 1.
                   The paper found the weighted one best, all within 1 %.
+
+    An option that only other poolings have raises ValueError, unless it is left as it is.
 
     The loss of "lstm" weights the losses of the frames in the same way.
 
@@ -110,13 +139,6 @@ class BeyondShortSnippets(VideoClassifier):
     The LSTMs have 17,846,272 parameters on AlexNet's 4,096 features and 11,554,816 on Inception's 1,024;
     peepholes add 7,680.
     """
-
-    expects = Expects(
-        frames=120,
-        size=(220, 220),
-        stride=30,
-        source="Ng et al., CVPR 2015: a frame a second (stride 30 at 30 a second); normalisation not known",
-    )
 
     def __init__(
         self,
@@ -141,16 +163,19 @@ class BeyondShortSnippets(VideoClassifier):
         super().__init__()
         self.input, self.size = input, pair("size", size)
         self.pooling = one_of("pooling", pooling, POOLINGS)
+        given = {"window": window, "stride": stride, "kernels": kernels, "hidden": hidden, "layers": layers}
+        _check_options(pooling, {**given, "peepholes": peepholes, "inference": inference})
         self.inference = one_of("inference", inference, INFERENCE)
         self.frames = positive_integer("frames", frames)
-        self.window, self.stride = positive_integer("window", window), positive_integer("stride", stride)
-        if stride > window:
-            raise ValueError(f"stride={stride} must be at most window={window}: frames between were unseen")
-        if fc is None:
-            fc = () if encoder == "inception" else (4096, 4096)
-        fc = tuple(positive_integer("fc", units) for units in fc)
+        check_windows(window, stride)
+        self.window, self.stride = window, stride
+        if pooling == "time_domain":
+            self._check_length(frames)
+        fc, dropout = _widths(fc, encoder), probability("dropout", dropout)
 
         self.encoder = make_encoder(encoder, check_input(input), width)
+        if self._is_published(encoder, width):
+            self.expects = EXPECTS
         shape = map_shape(self.encoder, check_input(input), self.size)
         if pooling == "time_domain":
             kernel, strides = (window, 3, 3), (stride, 1, 1)
@@ -162,17 +187,28 @@ class BeyondShortSnippets(VideoClassifier):
         features = fc[-1] if fc else shape[0]
         if pooling == "lstm":
             sizes = features, positive_integer("hidden", hidden), positive_integer("layers", layers)
-            self.lstm = PeepholeLSTM(*sizes) if peepholes else nn.LSTM(*sizes, batch_first=True)
+            sees_cell = truth_value("peepholes", peepholes)
+            self.lstm = PeepholeLSTM(*sizes) if sees_cell else nn.LSTM(*sizes, batch_first=True)
             features = hidden
         if pooling == "local":
             features *= count_windows(frames, window, stride)
         self.classifier = nn.Linear(features, num_classes)
 
+    def _is_published(self, encoder, width):
+        if isinstance(encoder, nn.Module) or width not in (None, WIDTHS[encoder]):
+            return False
+        return (self.input, self.frames, self.size) == ("rgb", EXPECTS.frames, EXPECTS.size)
+
+    def clip_shapes(self):
+        """`frames` of `size`."""
+        return ((self.frames, *self.size),)
+
     def maps(self, x):
         """The encoder's maps of every frame: (B, C, T, H, W) -> (B, T, C', h, w)."""
+        check_clip(x, self.input)
         if len(self.fc) > 1:
             check_size(x, self.size)
-        return self.encoder(frames_as_batch(x)).unflatten(0, (len(x), -1))
+        return self.encoder(frames_as_batch(x)).unflatten(0, (x.shape[0], -1))
 
     def steps(self, x):
         """The logits after each frame, with pooling="lstm": (B, C, T, H, W) -> (B, T, num_classes)."""
@@ -218,13 +254,16 @@ class BeyondShortSnippets(VideoClassifier):
         return self.fc(windows).flatten(1)
 
     def _time_domain(self, maps):
-        if maps.shape[1] < self.window:
-            raise ValueError(
-                f"clips of {maps.shape[1]} frames are shorter than window={self.window} of the convolution "
-                "over time; give longer clips or a smaller window"
-            )
+        self._check_length(maps.shape[1])
         over_time = F.relu(self.over_time(maps.transpose(1, 2)))  # (B, kernels, windows, h, w)
         return self.fc(over_time.amax(dim=2))
+
+    def _check_length(self, frames):
+        if frames < self.window:
+            raise ValueError(
+                f"clips of {frames} frames are shorter than window={self.window} of the convolution over "
+                "time; give longer clips or a smaller window"
+            )
 
     def _infer(self, steps):
         if self.inference == "last":
@@ -238,6 +277,24 @@ class BeyondShortSnippets(VideoClassifier):
         return torch.logsumexp(votes + (gain / gain.sum()).log()[:, None], dim=1)
 
 
+def _check_options(pooling, given):
+    """ValueError for options of other poolings: they would be ignored, and somebody believes in them."""
+    defaults = BeyondShortSnippets.__init__.__kwdefaults__
+    for option, value in given.items():
+        if pooling not in OPTIONS[option] and value != defaults[option]:
+            theirs = " and ".join(map(repr, OPTIONS[option]))
+            raise ValueError(f"{option}={value!r} is an option of {theirs}; pooling={pooling!r} has none")
+
+
+def _widths(fc, encoder):
+    """The widths of the fully connected layers as a tuple; ValueError for anything else."""
+    if fc is None:
+        return () if encoder == "inception" else (4096, 4096)
+    if not isinstance(fc, tuple | list):
+        raise ValueError(f"fc={fc!r} must hold the widths of the layers, such as (4096, 4096), or none: ()")
+    return tuple(positive_integer("fc", units) for units in fc)
+
+
 def make_encoder(encoder, in_channels: int, width: int | None) -> nn.Module:
     """The network for single frames that `BeyondShortSnippets` calls `encoder`."""
     if isinstance(encoder, nn.Module):
@@ -245,6 +302,6 @@ def make_encoder(encoder, in_channels: int, width: int | None) -> nn.Module:
             raise ValueError(f"width={width!r} belongs to 'alexnet' and 'inception'; a module has its own")
         return encoder
     options = {} if width is None else {"width": width}
-    if one_of("encoder", encoder, ("alexnet", "inception")) == "inception":
+    if one_of("encoder", encoder, WIDTHS) == "inception":
         return FrameInception(in_channels, **options)
     return FrameCNN(in_channels, layers="alexnet", **options)

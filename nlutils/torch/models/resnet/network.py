@@ -10,31 +10,16 @@ from functools import partialmethod
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nlutils.architectures.resnet import STAGES, bottlenecks, find_layout, followers, residual_blocks
-from nlutils.arguments import positive_integer
+from nlutils.architectures.resnet import CLIPS, STAGES, bottlenecks, find_layout, followers, residual_blocks
+from nlutils.arguments import positive_integer, probability
 from nlutils.torch.blocks import CompactGeneralizedNonLocalBlock, NonLocalBlock
-from nlutils.torch.models.common import VideoClassifier, check_input
+from nlutils.torch.models.common import VideoClassifier, check_clip, check_input
+from nlutils.torch.models.layers import ConvNorm
 
 __all__ = ["C2D", "I3D"]
 
 
 _FOLLOWERS = {"non_local": NonLocalBlock, "cgnl": CompactGeneralizedNonLocalBlock}
-
-
-class _ConvNorm(nn.Module):
-    """A convolution without bias, padded to keep the size; batch normalisation; ReLU unless told."""
-
-    def __init__(self, in_channels, out_channels, kernel, stride=(1, 1, 1), *, relu=True):
-        super().__init__()
-        padding = tuple(side // 2 for side in kernel)
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding, bias=False)
-        self.norm = nn.BatchNorm3d(out_channels)
-        self.relu = relu
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x):
-        y = self.norm(self.conv(x))
-        return F.relu(y, inplace=True) if self.relu else y
 
 
 class _ResidualBlock(nn.Module):
@@ -43,13 +28,13 @@ class _ResidualBlock(nn.Module):
     def __init__(self, channels, row):
         super().__init__()
         width, plain = row.width, (1, 1, 1)
-        self.a = _ConvNorm(channels, width, row.kernel_a, row.stride_a)
-        self.b = _ConvNorm(width, width, row.kernel_b, row.stride_b)
-        self.c = _ConvNorm(width, 4 * width, plain, relu=False)
+        self.a = ConvNorm(channels, width, row.kernel_a, row.stride_a)
+        self.b = ConvNorm(width, width, row.kernel_b, row.stride_b)
+        self.c = ConvNorm(width, 4 * width, plain, relu=False)
         nn.init.zeros_(self.c.norm.weight)  # the block starts as its shortcut
         self.shortcut = None
         if row.has_shortcut:
-            self.shortcut = _ConvNorm(channels, 4 * width, plain, row.stride, relu=False)
+            self.shortcut = ConvNorm(channels, 4 * width, plain, row.stride, relu=False)
         self.non_local = self.cgnl = None
 
     def forward(self, x):
@@ -134,15 +119,15 @@ class C2D(VideoClassifier):
         self.input = input
         self.layout = layout
         row = find_layout(layout, clip)
-        self._least = row.least(clip)
+        self._least, self._frames = row.least(clip), CLIPS[clip][0]
         if depth in (50, 101) and width == 64 and input == "rgb":
             self.expects = row.expects(clip)
 
         width, blocks = positive_integer("width", width), residual_blocks(depth)
-        self.stem = _ConvNorm(check_input(input), width, *row.conv1(clip, inflate))
+        self.stem = ConvNorm(check_input(input), width, *row.conv1(clip, inflate))
         self.pool1, self.pool2 = (nn.MaxPool3d(*pool) for pool in row.pools(clip))
         self.stages = _stages(bottlenecks(blocks, width, stride_in, inflate), width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(probability("dropout", dropout))
         self.classifier = nn.Linear(32 * width, num_classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
@@ -160,6 +145,9 @@ class C2D(VideoClassifier):
         res2, *others = zip(STAGES, self.stages, strict=True)
         return [("conv1", self.stem), ("pool1", self.pool1), res2, ("pool2", self.pool2), *others]
 
+    def clip_shapes(self):
+        return ((self._frames, 224, 224),)
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, num_classes). Raises ValueError for other axes, and for too small a clip."""
         self._check_clip(x)
@@ -168,11 +156,7 @@ class C2D(VideoClassifier):
         return self.classifier(self.dropout(x.mean(dim=(2, 3, 4))))
 
     def _check_clip(self, x):
-        channels = self.stem.conv.in_channels
-        if x.ndim != 5 or x.shape[1] != channels:
-            raise ValueError(
-                f"x of shape {tuple(x.shape)} must be (B, {channels}, T, H, W), because input={self.input!r}"
-            )
+        check_clip(x, self.input)
         if any(side < need for side, need in zip(x.shape[2:], self._least, strict=True)):
             raise ValueError(
                 f"x of shape {tuple(x.shape)} is too small: with layout={self.layout!r} T, H and W must be "

@@ -8,9 +8,9 @@ connected layers. The blocks: Wang et al., Non-local Neural Networks, CVPR 2018,
 
 from torch import nn
 
-from nlutils.arguments import one_of
+from nlutils.arguments import one_of, probability
 from nlutils.torch.blocks import NonLocalBlock
-from nlutils.torch.models.common import WIDTHS, VideoClassifier, check_input, check_widths
+from nlutils.torch.models.common import WIDTHS, VideoClassifier, check_clip, check_input, check_widths
 
 __all__ = ["C3DSmall", "C3DSmallNonLocal"]
 
@@ -42,11 +42,11 @@ class C3DSmall(VideoClassifier):
                 layers.append(NonLocalBlock(width, ndim=3, **(block or {})))
             channels = width
         self.features = nn.Sequential(*layers)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(probability("dropout", dropout))
         self.classifier = nn.Linear(channels, num_classes)
 
     def forward(self, x):
-        features = self.features(x).mean(dim=(2, 3, 4))  # (B, D)
+        features = self.features(check_clip(x, self.input)).mean(dim=(2, 3, 4))  # (B, D)
         return self.classifier(self.dropout(features))
 
 

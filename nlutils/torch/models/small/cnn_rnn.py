@@ -4,17 +4,18 @@ Donahue et al., Long-term Recurrent Convolutional Networks, CVPR 2015 (LRCN): th
 step, and a clip's scores are the mean of the steps' probabilities.
 """
 
-import torch.nn.functional as F
 from torch import nn
 
-from nlutils.arguments import one_of, positive_integer
+from nlutils.arguments import one_of, positive_integer, probability
 from nlutils.torch.models.common import (
     WIDTHS,
     FrameEncoder,
     VideoClassifier,
+    check_clip,
     check_input,
     frames_as_batch,
     mean_probability,
+    vote_loss,
 )
 
 __all__ = ["CNNRNN"]
@@ -31,12 +32,12 @@ class CNNRNN(VideoClassifier):
         self.encoder = FrameEncoder(check_input(input), widths)
         cell = CELLS[one_of("cell", cell, CELLS)]
         self.rnn = cell(widths[-1], positive_integer("hidden", hidden), batch_first=True)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(probability("dropout", dropout))
         self.classifier = nn.Linear(hidden, num_classes)
 
     def steps(self, x):
         """The logits after each frame: (B, C, T, H, W) -> (B, T, num_classes)."""
-        B = len(x)
+        B = check_clip(x, self.input).shape[0]
         features = self.encoder(frames_as_batch(x)).unflatten(0, (B, -1))  # (B, T, D)
         states, _ = self.rnn(self.dropout(features))  # (B, T, hidden)
         return self.classifier(self.dropout(states))
@@ -46,5 +47,4 @@ class CNNRNN(VideoClassifier):
 
     def loss(self, x, labels):
         """The mean cross-entropy over clips and time steps."""
-        steps = self.steps(x)
-        return F.cross_entropy(steps.flatten(0, 1), labels.repeat_interleave(steps.shape[1]))
+        return vote_loss(self.steps(x), labels)

@@ -6,7 +6,15 @@ The 2D baseline of video classification ("C2D" in Wang et al., Non-local Neural 
 
 from torch import nn
 
-from nlutils.torch.models.common import WIDTHS, FrameEncoder, VideoClassifier, check_input, frames_as_batch
+from nlutils.arguments import probability
+from nlutils.torch.models.common import (
+    WIDTHS,
+    FrameEncoder,
+    VideoClassifier,
+    check_clip,
+    check_input,
+    frames_as_batch,
+)
 
 __all__ = ["FrameAverage"]
 
@@ -18,10 +26,10 @@ class FrameAverage(VideoClassifier):
         super().__init__()
         self.input = input
         self.encoder = FrameEncoder(check_input(input), widths)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(probability("dropout", dropout))
         self.classifier = nn.Linear(widths[-1], num_classes)
 
     def forward(self, x):
-        B = len(x)
+        B = check_clip(x, self.input).shape[0]
         features = self.encoder(frames_as_batch(x)).unflatten(0, (B, -1))  # (B, T, D)
         return self.classifier(self.dropout(features.mean(dim=1)))

@@ -5,17 +5,20 @@ streams are trained apart, and their class probabilities are averaged.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from nlutils.arguments import positive_integer
+from nlutils.arguments import positive_integer, probability
 from nlutils.torch.models.common import (
+    STUDY_CLIP,
     WIDTHS,
     FrameEncoder,
     VideoClassifier,
+    check_pair,
     frames_as_batch,
     mean_probability,
+    vote_loss,
 )
+from nlutils.torch.models.layers import middle_frames
 
 __all__ = ["TwoStreamSmall"]
 
@@ -34,6 +37,7 @@ class TwoStreamSmall(VideoClassifier):
         super().__init__()
         self.stack = positive_integer("stack", stack)
         self.spatial_frames = positive_integer("spatial_frames", spatial_frames)
+        dropout = probability("dropout", dropout)
         self.spatial = nn.Sequential(
             FrameEncoder(3, widths), nn.Dropout(dropout), nn.Linear(widths[-1], num_classes)
         )
@@ -41,16 +45,19 @@ class TwoStreamSmall(VideoClassifier):
             FrameEncoder(2 * stack, widths), nn.Dropout(dropout), nn.Linear(widths[-1], num_classes)
         )
 
+    def clip_shapes(self):
+        """The study's clips, longer where a stack of flow is."""
+        T, H, W = STUDY_CLIP
+        return ((max(T, self.stack), H, W),) * 2
+
     def streams(self, x):
         """Each stream's votes: logits (B, frames, num_classes) and (B, stacks, num_classes)."""
-        rgb, flow = x
-        B, _, T = rgb.shape[:3]
+        rgb, flow = check_pair(x)
+        B = rgb.shape[0]
         stacks = flow.shape[2] // self.stack
         if stacks == 0:
             raise ValueError(f"flow has {flow.shape[2]} fields; stack={self.stack} needs at least as many")
-        # The middles of equal parts of the clip.
-        picks = ((torch.arange(self.spatial_frames) + 0.5) * T / self.spatial_frames).long()
-        frames = frames_as_batch(rgb[:, :, picks])
+        frames = frames_as_batch(middle_frames(rgb, self.spatial_frames))
         # (B, 2, stacks L, H, W) -> (B stacks, 2 L, H, W)
         fields = flow[:, :, : stacks * self.stack].unflatten(2, (stacks, self.stack)).transpose(1, 2)
         fields = fields.flatten(0, 1).flatten(1, 2)
@@ -65,7 +72,4 @@ class TwoStreamSmall(VideoClassifier):
 
         The streams share no weight, so minimising the sum trains each as if it were alone.
         """
-        return sum(
-            F.cross_entropy(votes.flatten(0, 1), labels.repeat_interleave(votes.shape[1]))
-            for votes in self.streams(x)
-        )
+        return sum(vote_loss(votes, labels) for votes in self.streams(x))

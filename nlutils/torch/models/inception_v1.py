@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nlutils.arguments import positive_integer
-from nlutils.torch.models.common import Expects
+from nlutils.arguments import positive_integer, truth_value
 
-__all__ = ["WIDTH", "ConvUnit", "InceptionV1", "SameMaxPool3d", "expects_flow", "expects_rgb", "same_padding"]
+__all__ = ["WIDTH", "ConvUnit", "InceptionV1", "SameMaxPool3d", "same_padding"]
 
 # Widths of the branches of each Mixed layer: 1x1 | 1x1, then 3x3 | 1x1, then 3x3 | pooling, then 1x1.
 MIXED = {
@@ -28,21 +27,6 @@ MIXED = {
 # The poolings that stand before a Mixed layer: name, edge of the window. All have stride 2.
 POOLED = {"Mixed_4b": ("MaxPool3d_4a_3x3", 3), "Mixed_5b": ("MaxPool3d_5a_2x2", 2)}
 WIDTH = 64  # channels of the first convolution as published
-
-SOURCE = "Carreira and Zisserman, CVPR 2017, Table 1; values: README of deepmind/kinetics-i3d"
-FLOW_SOURCE = SOURCE + "; TV-L1 flow in pixels a frame, clipped to [-20, 20] before it is divided by 20"
-
-
-def expects_rgb(frames: int, stride: int = 1) -> Expects:
-    """RGB scaled from [0, 1] to [-1, 1]."""
-    half = (0.5, 0.5, 0.5)
-    return Expects(frames=frames, size=(224, 224), stride=stride, mean=half, std=half, source=SOURCE)
-
-
-def expects_flow(frames: int) -> Expects:
-    """Flow in pixels, clipped to [-20, 20], divided by 20."""
-    size, zero, scale = (224, 224), (0.0, 0.0), (20.0, 20.0)
-    return Expects(frames, size, mean=zero, std=scale, colour="", clip=20.0, source=FLOW_SOURCE)
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -146,6 +130,7 @@ class InceptionV1(nn.Sequential):
     def __init__(self, in_channels, *, width=WIDTH, inflated=True, norm_gain=True):
         super().__init__()
         positive_integer("width", width)
+        truth_value("norm_gain", norm_gain)
 
         def cube(edge):
             return (edge if inflated else 1, edge, edge)
