@@ -88,6 +88,19 @@ check("Exercise 1", lambda: product(x), 6, mistakes={"you added": 5})
 
 
 @pytest.fixture
+def float64():
+    """Keras layers made in the test, and losses, compute in float64."""
+    import keras  # here: the test has chosen its backend
+
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture
 def tiny(tmp_path):
     """Makes a folder of notebooks with sources: `tiny()`; changed: `tiny(("the sum is", "the total is"))`."""
 

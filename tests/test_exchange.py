@@ -143,6 +143,51 @@ def test_a_missing_array_and_a_foreign_object():
         to_arrays([1])
 
 
+@pytest.mark.parametrize("kind", ["torch", "keras"])
+@pytest.mark.parametrize("values", [1j * np.ones(6), np.full(6, "a"), np.full(6, None), np.ones(6, bool)])
+def test_arrays_of_other_than_real_numbers(kind, values):
+    block = pair((None, 4, 6), 6, 6, ndim=1)[kind == "keras"]
+    before = to_arrays(block)
+    with pytest.raises(ValueError, match=r"theta\.bias is of \S+, the \w+ block needs real numbers$"):
+        from_arrays(block, {name: array + 1 for name, array in before.items()} | {"theta.bias": values})
+    for name, array in to_arrays(block).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_shape_is_compared_before_the_numbers_are_read():
+    """40 GB in float32, from two bytes."""
+    block = nlutils.torch.NonLocalBlock(6, ndim=1)
+    huge = torch.zeros((), dtype=torch.bfloat16).expand(100_000, 100_000)
+    with pytest.raises(ValueError, match=r"theta\.bias has shape \(100000, 100000\), the PyTorch block"):
+        from_arrays(block, to_arrays(block) | {"theta.bias": huge})
+    with pytest.raises(TypeError, match="arrays is a list; it must be a dict of arrays by name"):
+        from_arrays(block, [huge])
+
+
+def test_frameworks_in_the_wrong_order():
+    torch_block, keras_block = pair((None, 4, 6), 6, ndim=1)
+    with pytest.raises(TypeError, match=r"torch_block is a NonLocalBlock of Keras, and must be of PyTorch"):
+        torch_to_keras(keras_block, torch_block)
+    with pytest.raises(TypeError, match=r"keras_block is a NonLocalBlock of PyTorch, and must be of Keras"):
+        keras_to_torch(torch_block, torch_block)
+
+
+def test_what_has_no_weights_to_exchange():
+    with torch.device("meta"):
+        block = nlutils.torch.NonLocalBlock(6)
+    with pytest.raises(
+        ValueError, match='the PyTorch block is on the device "meta", where it has no numbers'
+    ):
+        to_arrays(block)
+    for thing, found in (
+        (nlutils.torch.NonLocalBlock, "the class NonLocalBlock"),
+        (nlutils.keras.NonLocalBlock, "the class NonLocalBlock"),
+        (keras.optimizers.SGD(), "a SGD"),
+    ):
+        with pytest.raises(TypeError, match=f"block is {found}; it must be"):
+            to_arrays(thing)
+
+
 def test_a_compact_generalized_block_there_and_back():
     torch_block = nlutils.torch.CompactGeneralizedNonLocalBlock(8, groups=2, ndim=2).double()
     draw = torch.Generator().manual_seed(0)

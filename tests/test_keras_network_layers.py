@@ -8,9 +8,12 @@ from nlutils.course import import_keras
 
 keras = import_keras("tensorflow")
 
+from keras_cases import as_torch, noise, numbers  # noqa: E402
+
 from nlutils.keras.models.layers import (  # noqa: E402
     BatchAsFrames,
     FramesAsBatch,
+    LeastClip,
     MeanProbability,
     ResponseNorm,
     Snapshots,
@@ -18,33 +21,6 @@ from nlutils.keras.models.layers import (  # noqa: E402
 from nlutils.torch.models.two_stream import frames_and_stacks  # noqa: E402
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture
-def float64():
-    before = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx(before[0])
-    keras.config.set_dtype_policy(before[1])
-
-
-def noise(shapes, batch=2, seed=0):
-    """Clips, channels last: one array, or a list of them for two inputs."""
-    rng = np.random.default_rng(seed)
-    arrays = [rng.normal(size=(batch, *shape)) for shape in shapes]
-    return arrays if len(arrays) > 1 else arrays[0]
-
-
-def as_torch(clips):
-    if isinstance(clips, list):
-        return tuple(as_torch(part) for part in clips)
-    return torch.from_numpy(clips).movedim(-1, 1)
-
-
-def numbers(tensor):
-    return keras.ops.convert_to_numpy(tensor)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +67,26 @@ def test_mean_probability():
     votes = 3 * noise([(4, 5)])
     by_hand = np.exp(votes) / np.exp(votes).sum(axis=2, keepdims=True)
     np.testing.assert_allclose(numbers(MeanProbability()(votes)), np.log(by_hand.mean(axis=1)), atol=1e-5)
+
+
+def test_mean_probability_in_half_precision():
+    """3000 votes in float16: their number is rounded and so is a sum of as many probabilities."""
+    votes = np.tile(np.array([0.0, 1.0, 2.0], "float16"), (1, 3001, 1))
+    found = numbers(MeanProbability(dtype="float16")(votes))
+    assert found.dtype == np.float16
+    expected = np.arange(3) - np.log(np.exp(np.arange(3)).sum())
+    np.testing.assert_array_equal(found[0], expected.astype("float16"))
+
+
+def test_the_least_clip():
+    layer = LeastClip((3, 4, 5))
+    clips = noise([(3, 4, 5, 2)]).astype("float32")
+    np.testing.assert_array_equal(numbers(layer(clips)), clips)
+    assert layer.compute_output_shape((None, None, 4, None, 2)) == (None, None, 4, None, 2)
+    again = LeastClip.from_config(layer.get_config())
+    for small in (clips[:, 1:], clips[:, :, 1:], clips[..., 1:, :]):
+        with pytest.raises(ValueError, match=r"are too small: T, H and W must be at least 3, 4, 5"):
+            again(small)
 
 
 @pytest.mark.parametrize(("frames", "fields", "stack"), [(2, 4, 2), (9, 7, 2), (3, 10, 10), (6, 6, 1)])

@@ -450,6 +450,7 @@ def test_clips_that_do_not_fit_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"frames_per_group": {"res2": 4}, "non_local": {"res3": [0]}}, r"frames_per_group.*res2"),
         ({"depth": 34}, r"depth=34 is not known; use 50, 101, or the number of residual blocks"),
         ({"depth": (3, 4, 6)}, r"depth=\(3, 4, 6\)"),
         ({"depth": (3, 4, 0, 3)}, r"depth=0 must be a whole number"),

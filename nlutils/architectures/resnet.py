@@ -17,10 +17,12 @@ __all__ = [
     "STAGES",
     "Bottleneck",
     "Layout",
+    "Plan",
     "bottlenecks",
     "find_layout",
     "followers",
     "is_inflated",
+    "plan",
     "residual_blocks",
 ]
 
@@ -117,7 +119,7 @@ def followers(
     defaults      what they are unless told
 
     Raises ValueError for what is not known, not there or there twice, for a mapping that names nothing, and
-    for options of blocks where there are none.
+    for options of blocks where there are none: of all blocks, or of those in a stage.
     """
     given = {name: {key: options[key] for key in keys} for name, keys in BLOCK_OPTIONS.items()}
     found = {}
@@ -131,7 +133,18 @@ def followers(
             found[stage, index] = kind, block_options
             if kind == "non_local":
                 found[stage, index] = kind, layout.block_options(clip, block_options)[stage]
+    grouped = [stage for (stage, _), (kind, _) in found.items() if kind == "non_local"]
+    _check_grouping(options["frames_per_group"], grouped)
     return found
+
+
+def _check_grouping(frames_per_group, there):
+    if isinstance(frames_per_group, Mapping):
+        for stage in frames_per_group:
+            if one_of("frames_per_group", stage, STAGES) not in there:
+                raise ValueError(
+                    f"frames_per_group={frames_per_group!r}: {stage} has no non-local block; leave it out"
+                )
 
 
 def _block_places(option, value, blocks, options, defaults):
@@ -148,7 +161,7 @@ def _block_places(option, value, blocks, options, defaults):
 def _places(option, value, blocks):
     if isinstance(value, Mapping):
         return _named(option, value, blocks)
-    if isinstance(value, bool) or value not in PRESETS:
+    if isinstance(value, bool) or value not in list(PRESETS):  # a list takes what has no hash, too
         known = ", ".join(map(str, PRESETS))
         raise ValueError(f"{option}={value!r} is not known; use {known}, or say where: {{'res4': [4]}}")
     return {
@@ -262,8 +275,6 @@ class Layout:
             grouping = dict(self.frames_per_group) if many and options["attention"] != "space" else None
         if not isinstance(grouping, Mapping):
             grouping = dict.fromkeys(STAGES, grouping)
-        for stage in grouping:
-            one_of("frames_per_group", stage, STAGES)
         return {stage: {**options, "frames_per_group": grouping.get(stage)} for stage in STAGES}
 
 
@@ -319,3 +330,45 @@ def find_layout(layout: str, clip: str) -> Layout:
             f"clip={clip!r} does not go with layout={layout!r}; use {', '.join(map(repr, row.clips))}"
         )
     return row
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the options of a C2D or I3D come to; kernels, windows, strides and padding are (T, H, W).
+
+    conv1         (kernel, stride); half the kernel is its padding, as in the residual blocks
+    pool1, pool2  (window, stride, padding)
+    stages        the residual blocks of each stage
+    followers     which block follows which of them, see `followers`
+    least         the smallest T, H and W of a clip
+    expects       the recipe facts of the published sizes; None for others
+    """
+
+    conv1: tuple
+    pool1: tuple
+    pool2: tuple
+    stages: dict[str, list[Bottleneck]]
+    followers: dict[tuple[str, int], tuple[str, dict]]
+    least: tuple[int, int, int]
+    expects: Expects | None
+
+
+def plan(options: dict, defaults: dict) -> Plan:
+    """The plan of a C2D or I3D from all its options by name, and their defaults.
+
+    Raises ValueError, naming the option, for what is not known or does not fit.
+    """
+    layout, clip, inflate = (options[name] for name in ("layout", "clip", "inflate"))
+    row, blocks = find_layout(layout, clip), residual_blocks(options["depth"])
+    width = positive_integer("width", options["width"])
+    pool1, pool2 = row.pools(clip)
+    published = tuple(blocks.values()) in DEPTHS.values() and width == 64 and options["input"] == "rgb"
+    return Plan(
+        conv1=row.conv1(clip, inflate),
+        pool1=pool1,
+        pool2=pool2,
+        stages=bottlenecks(blocks, width, options["stride_in"], inflate),
+        followers=followers(row, clip, blocks, options, defaults),
+        least=row.least(clip),
+        expects=row.expects(clip) if published else None,
+    )

@@ -12,6 +12,8 @@ An LSTM has one bias in Keras and two in PyTorch, which are only ever added: the
 comes back as the first, with a second of zeros.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from nlutils.architectures.names import to_module_path
@@ -37,8 +39,10 @@ def torch_to_keras(torch_block, keras_block) -> None:
     """Copy the weights of a block or network of `nlutils.torch` into the built one of `nlutils.keras`.
 
     Raises ValueError that lists every weight that one of them lacks or that has another shape; then nothing
-    was copied. Options without weights (instantiation, sub-sampling, attention) are not looked at.
+    was copied. Options without weights (instantiation, sub-sampling, attention, strides, pools) are not
+    looked at.
     """
+    _check_frameworks(torch_block, keras_block)
     from_arrays(keras_block, to_arrays(torch_block))
 
 
@@ -47,6 +51,7 @@ def keras_to_torch(keras_block, torch_block) -> None:
 
     Errors as in `torch_to_keras`. PyTorch's count of seen batches has no counterpart in Keras and stays.
     """
+    _check_frameworks(torch_block, keras_block)
     from_arrays(torch_block, to_arrays(keras_block))
 
 
@@ -68,26 +73,27 @@ def to_arrays(block) -> dict[str, np.ndarray]:
 def from_arrays(block, arrays: dict[str, np.ndarray]) -> None:
     """Write `arrays`, named and laid out as by `to_arrays`, into a PyTorch or built Keras block or network.
 
-    Numbers are rounded to its precision where that is lower.
-    Raises ValueError that lists every missing name, unknown name and wrong shape; then nothing was written.
+    Numbers are rounded to its precision where that is lower; those beyond its range become infinite.
+    Raises ValueError that lists every missing name, unknown name, wrong shape, and array of other than real
+    numbers; then nothing was written.
     """
     if _is_torch(block):
         tensors = _torch_tensors(block)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        _check(arrays, shapes, f"the PyTorch {_kind(block)}")
+        arrays = _checked(arrays, shapes, f"the PyTorch {_kind(block)}")
         for name, tensor in tensors.items():
             values = tensor.detach()  # shares memory with the parameter
-            values.copy_(values.new_tensor(as_array(arrays[name])))
+            values.copy_(values.new_tensor(arrays[name]))
         return
     variables = _keras_variables(block)
     shapes = {name: _torch_shape(tuple(variable.shape)) for name, variable in variables.items()}
     seconds = {name: second for name in variables if (second := _second_bias(name)) is not None}
     shapes |= {second: shapes[name] for name, second in seconds.items()}
-    _check(arrays, shapes, f"the Keras {_kind(block)}")
+    arrays = _checked(arrays, shapes, f"the Keras {_kind(block)}")
     for name, variable in variables.items():
-        array = as_array(arrays[name])
+        array = arrays[name]
         if name in seconds:
-            array = array + as_array(arrays[seconds[name]])
+            array = array + arrays[seconds[name]]
         variable.assign(_to_keras_layout(array))
 
 
@@ -101,16 +107,28 @@ def as_array(value) -> np.ndarray:
 
 
 def _is_torch(block):
-    if hasattr(
-        block, "get_config"
-    ):  # first, because a Keras layer on the PyTorch backend is an nn.Module too
+    is_object = not isinstance(block, type)
+    # Keras first, because on the PyTorch backend its layers are modules too.
+    if is_object and hasattr(block, "get_config") and hasattr(block, "count_params"):
         return False
-    if hasattr(block, "state_dict"):
+    if is_object and hasattr(block, "named_parameters"):
         return True
+    kind = f"the class {block.__name__}" if isinstance(block, type) else f"a {type(block).__name__}"
     raise TypeError(
-        f"block is a {type(block).__name__}; it must be a NonLocalBlock or a "
-        "CompactGeneralizedNonLocalBlock, or a network, of nlutils.torch or nlutils.keras"
+        f"block is {kind}; it must be a NonLocalBlock or a CompactGeneralizedNonLocalBlock, or a network, of "
+        "nlutils.torch or nlutils.keras"
     )
+
+
+def _check_frameworks(torch_block, keras_block):
+    """Copying would work the other way round, too, and write over the weights that were meant to stay."""
+    for name, block, expected in (("torch_block", torch_block, True), ("keras_block", keras_block, False)):
+        if _is_torch(block) != expected:
+            found, wanted = ("PyTorch", "Keras")[expected], ("Keras", "PyTorch")[expected]
+            raise TypeError(
+                f"{name} is a {type(block).__name__} of {found}, and must be of {wanted}; the order is "
+                "torch_to_keras(torch_block, keras_block) and keras_to_torch(keras_block, torch_block)"
+            )
 
 
 def _kind(block):
@@ -124,6 +142,10 @@ def _is_block(block):
 def _torch_tensors(block):
     """Parameters and statistics by name, without BatchNorm's count of batches, which Keras does not have."""
     tensors = block.state_dict(keep_vars=True)
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise ValueError(
+            f'the PyTorch {_kind(block)} is on the device "meta", where it has no numbers; make it on "cpu"'
+        )
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
 
 
@@ -183,13 +205,22 @@ def _torch_shape(keras_shape):
     return keras_shape if len(keras_shape) < 2 else (keras_shape[-1], keras_shape[-2], *keras_shape[:-2])
 
 
-def _check(arrays, shapes, owner):
+def _checked(arrays, shapes, owner):
+    """The `arrays` as NumPy's; ValueError unless they have these names and shapes, and real numbers."""
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"arrays is a {type(arrays).__name__}; it must be a dict of arrays by name")
     faults = [f"{name} is missing" for name in shapes if name not in arrays]
     faults += [f"{name} is not a weight of {owner}" for name in arrays if name not in shapes]
-    faults += [
-        f"{name} has shape {np.shape(arrays[name])}, {owner} needs {shape}"
-        for name, shape in shapes.items()
-        if name in arrays and np.shape(arrays[name]) != shape
-    ]
+    checked = {}
+    for name in (name for name in shapes if name in arrays):
+        # The shape first: a few bytes can say that they are a tensor of any size.
+        shape = np.shape(arrays[name]) if hasattr(arrays[name], "shape") else as_array(arrays[name]).shape
+        if tuple(shape) != shapes[name]:
+            faults.append(f"{name} has shape {tuple(shape)}, {owner} needs {shapes[name]}")
+            continue
+        checked[name] = as_array(arrays[name])
+        if checked[name].dtype.kind not in "iuf":
+            faults.append(f"{name} is of {checked[name].dtype}, {owner} needs real numbers")
     if faults:
         raise ValueError(f"these weights do not fit {owner}: {'; '.join(faults)}")
+    return checked

@@ -10,6 +10,7 @@ from nlutils.keras.models.common import MaxPool
 from nlutils.keras.models.layers import (
     BatchAsFrames,
     FramesAsBatch,
+    LeastClip,
     MeanProbability,
     ResponseNorm,
     Snapshots,
@@ -18,6 +19,7 @@ from nlutils.keras.models.layers import (
 __all__ = [
     "BatchAsFrames",
     "FramesAsBatch",
+    "LeastClip",
     "MaxPool",
     "MeanProbability",
     "ResponseNorm",
@@ -54,8 +56,9 @@ def create_model(name: str, num_classes: int, **options):
     `list_models()` gives the names, `model_options(name)` the options. Clips are (B, T, H, W, C), class
     scores (B, num_classes) without a softmax: compile with `SparseCategoricalCrossentropy(from_logits=True)`
     unless the network's docstring says otherwise. Layers have the names of the PyTorch network's modules,
-    with hyphens for dots, and `nlutils.exchange.torch_to_keras` copies the weights. Raises ValueError for an
-    unknown name and TypeError for an unknown option.
+    with hyphens for dots, and `nlutils.exchange.torch_to_keras` copies the weights. A process that reads a
+    saved network imports `nlutils.keras` before `keras.models.load_model`, which needs its layers. Raises
+    ValueError for an unknown name and TypeError for an unknown option.
     """
     allowed = model_options(name)
     for option in options:

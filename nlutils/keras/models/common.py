@@ -8,10 +8,11 @@ such as `stride` are one for all axes, or one for each.
 import math
 
 import keras
-from keras import Input, layers, ops
+from keras import Input, InputSpec, layers, ops
 from keras.initializers import VarianceScaling
 
 from nlutils.architectures.names import to_layer_name
+from nlutils.arguments import probability
 
 __all__ = [
     "MaxPool",
@@ -89,7 +90,8 @@ def relu(x, *, name):
 
 def dropout(x, rate: float, *, name):
     """Zeros in place of a share `rate` of the numbers in training; the others grow by 1 / (1 - rate)."""
-    return layers.Dropout(rate, name=to_layer_name(name))(x)
+    option = name.rpartition(".")[2]  # layers of dropout are called as the option of their rate
+    return layers.Dropout(probability(option, rate), name=to_layer_name(name))(x)
 
 
 def max_pool(x, window, *, name, stride=None, padding=0, ceil=False):
@@ -106,14 +108,20 @@ class MaxPool(layers.Layer):
     ceil     keep a last window that reaches over the border (PyTorch's ceil_mode)
 
     In 3D first over space, then over time, which gives the same maximum: TensorFlow's own 3D pooling knows no
-    float64. Raises ValueError where a window could lie in the padding alone, and for maps without a window.
+    float64. Raises ValueError where a window could lie in the padding alone, also where `ceil` leaves out
+    places between windows, and for maps without a window.
     """
 
     def __init__(self, window, stride=None, padding=0, ceil: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.window, axes = tuple(window), len(window)
+        if axes not in _CONV:
+            raise ValueError(f"window={self.window} must have two numbers, or three for clips")
+        self.input_spec = InputSpec(ndim=axes + 2)
         self.stride = _each(self.window if stride is None else stride, axes)
         self.padding, self.ceil = _each(padding, axes), ceil
+        if ceil and any(step > size for size, step in zip(self.window, self.stride, strict=True)):
+            raise ValueError(f"stride={self.stride} must be at most window={self.window} with ceil=True")
         most = tuple(
             size - step if ceil else size - 1 for size, step in zip(self.window, self.stride, strict=True)
         )
@@ -123,17 +131,23 @@ class MaxPool(layers.Layer):
                 f"ceil={ceil}: there would be windows of padding alone; use {most} at most"
             )
 
-    @property
-    def _behind(self):
-        # stride - 1 places more make floor((L - window) / stride) a ceil, whatever L is.
-        more = [step - 1 if self.ceil else 0 for step in self.stride]
-        return [places + add for places, add in zip(self.padding, more, strict=True)]
+    def _behind(self, size):
+        """The places behind each axis; with `ceil` so many more that the last window is whole."""
+        if not self.ceil:
+            return self.padding
+        axes = zip(size, self.padding, self.window, self.stride, strict=True)
+        return tuple(
+            # Where a graph leaves the side open, stride - 1 more are enough for any.
+            places + (step - 1 if side is None else -(side + 2 * places - window) % step)
+            for side, places, window, step in axes
+        )
 
     def call(self, x):
         """(B, *size, C) -> (B, *size', C)."""
         self.compute_output_shape(x.shape)  # raises where no window would be left
-        if any(self._behind):
-            widths = ((0, 0), *zip(self.padding, self._behind, strict=True), (0, 0))
+        behind = self._behind(x.shape[1:-1])
+        if any(behind):
+            widths = ((0, 0), *zip(self.padding, behind, strict=True), (0, 0))
             x = ops.pad(x, widths, constant_values=-math.inf)
         if len(self.window) == 2:
             return _pool_2d(x, self.window, self.stride)
@@ -147,7 +161,7 @@ class MaxPool(layers.Layer):
     def compute_output_shape(self, input_shape):
         """(B, *size, C) -> (B, *size', C); None stays. Raises ValueError for maps without a window."""
         batch, *size, channels = input_shape
-        sides = zip(size, self.padding, self._behind, self.window, self.stride, strict=True)
+        sides = zip(size, self.padding, self._behind(size), self.window, self.stride, strict=True)
         pooled = [
             None if side is None else (side + before + behind - window) // stride + 1
             for side, before, behind, window, stride in sides

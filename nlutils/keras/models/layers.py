@@ -1,4 +1,7 @@
-"""Layers that networks need and Keras lacks: response normalisation, frames as examples, averaged votes."""
+"""Layers that networks need and Keras lacks: response normalisation, frames as examples, averaged votes.
+
+Sizes that a graph leaves open (None) fit every check here.
+"""
 
 import keras
 from keras import ops
@@ -7,7 +10,37 @@ from keras.layers import Layer
 from nlutils.arguments import positive_integer
 from nlutils.keras.operations.precision import at_least_float32
 
-__all__ = ["BatchAsFrames", "FramesAsBatch", "MeanProbability", "ResponseNorm", "Snapshots"]
+__all__ = ["BatchAsFrames", "FramesAsBatch", "LeastClip", "MeanProbability", "ResponseNorm", "Snapshots"]
+
+
+@keras.saving.register_keras_serializable(package="nlutils")
+class LeastClip(Layer):
+    """Clips (B, T, H, W, C) as they are; ValueError for one that is smaller than `least`, its (T, H, W)."""
+
+    def __init__(self, least, **kwargs):
+        super().__init__(**kwargs)
+        self.least = tuple(least)
+
+    def call(self, clips):
+        """(B, T, H, W, C) -> (B, T, H, W, C)."""
+        self._check(tuple(clips.shape))
+        return clips
+
+    def _check(self, shape):
+        if any(side is not None and side < need for side, need in zip(shape[1:4], self.least, strict=True)):
+            raise ValueError(
+                f"clips of shape {shape} are too small: T, H and W must be at least "
+                f"{', '.join(map(str, self.least))}"
+            )
+
+    def compute_output_shape(self, input_shape):
+        """The shape of the input."""
+        self._check(tuple(input_shape))
+        return tuple(input_shape)
+
+    def get_config(self) -> dict:
+        """The arguments that make this layer again."""
+        return {**super().get_config(), "least": self.least}
 
 
 @keras.saving.register_keras_serializable(package="nlutils")
@@ -71,12 +104,17 @@ class BatchAsFrames(Layer):
 
 @keras.saving.register_keras_serializable(package="nlutils")
 class MeanProbability(Layer):
-    """S votes averaged: logits (B, S, num_classes) -> the log of their mean softmax, (B, num_classes)."""
+    """S votes averaged: logits (B, S, num_classes) -> the log of their mean softmax, (B, num_classes).
+
+    Half precision is computed in float32.
+    """
 
     def call(self, votes):
         """(B, S, num_classes) -> (B, num_classes)."""
-        count = ops.cast(ops.shape(votes)[1], votes.dtype)
-        return ops.logsumexp(ops.log_softmax(votes, axis=-1), axis=1) - ops.log(count)
+        logits = at_least_float32(votes)
+        total = ops.logsumexp(ops.log_softmax(logits, axis=-1), axis=1)
+        count = ops.cast(ops.shape(votes)[1], logits.dtype)
+        return ops.cast(total - ops.log(count), votes.dtype)
 
     def compute_output_shape(self, input_shape):
         """(B, S, num_classes) -> (B, num_classes)."""
@@ -111,7 +149,6 @@ class Snapshots(Layer):
         return ops.take(rgb, picks, axis=1), stacks
 
     def _check(self, rgb, flow):
-        """Sizes that a graph leaves open (None) fit everything."""
         frames, fields = rgb[1], flow[1]
         if fields is not None and fields < self.stack:
             raise ValueError(f"flow has {fields} fields; stack={self.stack} needs at least as many")

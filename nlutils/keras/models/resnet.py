@@ -14,10 +14,10 @@ from keras.initializers import RandomNormal
 
 from nlutils.architectures.inputs import check_input
 from nlutils.architectures.names import to_layer_name
-from nlutils.architectures.resnet import STAGES, bottlenecks, find_layout, followers, residual_blocks
-from nlutils.arguments import positive_integer
+from nlutils.architectures.resnet import plan
 from nlutils.keras.blocks import CompactGeneralizedNonLocalBlock, NonLocalBlock
 from nlutils.keras.models import common
+from nlutils.keras.models.layers import LeastClip
 
 __all__ = ["c2d", "i3d"]
 
@@ -74,32 +74,31 @@ def c2d(
     no softmax: `SparseCategoricalCrossentropy(from_logits=True)` is the PyTorch network's `loss`.
 
     Kernels start as in He et al. 2015, from the number of outputs; the last gain of each residual branch as
-    0, as in the released code; the linear layer as N(0, 0.01). Raises ValueError, naming the option, for what
+    0, as in the released code; the linear layer as N(0, 0.01). The attribute `expects` has the recipe facts
+    of the published sizes, else None; Keras does not save it. Raises ValueError, naming the option, for what
     is not known or does not fit, and for an option of blocks where there are none; when called, for too small
     a clip.
     """
-    options = dict(locals())
-    row, blocks = find_layout(layout, clip), residual_blocks(depth)
-    rows = bottlenecks(blocks, positive_integer("width", width), stride_in, inflate)
-    places = followers(row, clip, blocks, options, c2d.__kwdefaults__)
-    pool1, pool2 = row.pools(clip)
-
+    table = plan(dict(locals()), c2d.__kwdefaults__)
     clips = common.clips(check_input(input))
-    x = _conv_norm(clips, width, *row.conv1(clip, inflate), name="stem")
-    x = _max_pool(x, *pool1, name="pool1")
-    for level, stage in enumerate(STAGES):
-        for residual in rows[stage]:
-            path = f"stages.{level}.{residual.index}"
-            x = _residual_block(x, residual, path)
-            if (stage, residual.index) in places:
-                kind, block_options = places[stage, residual.index]
+    x = LeastClip(table.least, name="least_clip")(clips)
+    x = _conv_norm(x, width, *table.conv1, name="stem")
+    x = _max_pool(x, *table.pool1, name="pool1")
+    for level, (stage, rows) in enumerate(table.stages.items()):
+        for row in rows:
+            path = f"stages.{level}.{row.index}"
+            x = _residual_block(x, row, path)
+            if (stage, row.index) in table.followers:
+                kind, block_options = table.followers[stage, row.index]
                 x = _FOLLOWERS[kind](**block_options, name=to_layer_name(f"{path}.{kind}"))(x)
         if stage == "res2":
-            x = _max_pool(x, *pool2, name="pool2")
+            x = _max_pool(x, *table.pool2, name="pool2")
     x = layers.GlobalAveragePooling3D(data_format="channels_last", name="mean")(x)
     x = common.dropout(x, dropout, name="dropout")
     scores = common.linear(x, num_classes, name="classifier", initializer=RandomNormal(stddev=0.01))
-    return keras.Model(clips, scores, name="i3d" if inflate else "c2d")
+    model = keras.Model(clips, scores, name="i3d" if inflate else "c2d")
+    model.expects = table.expects
+    return model
 
 
 def i3d(num_classes: int, *, inflate: str | None = "3x1x1", **options) -> keras.Model:

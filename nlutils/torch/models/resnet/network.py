@@ -10,8 +10,8 @@ from functools import partialmethod
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nlutils.architectures.resnet import CLIPS, STAGES, bottlenecks, find_layout, followers, residual_blocks
-from nlutils.arguments import positive_integer, probability
+from nlutils.architectures.resnet import CLIPS, STAGES, plan
+from nlutils.arguments import probability
 from nlutils.torch.blocks import CompactGeneralizedNonLocalBlock, NonLocalBlock
 from nlutils.torch.models.common import VideoClassifier, check_clip, check_input
 from nlutils.torch.models.layers import ConvNorm
@@ -115,28 +115,20 @@ class C2D(VideoClassifier):
         order: int = 3,
         dropout: float = 0.5,
     ):
+        options = {name: value for name, value in locals().items() if name in C2D.__init__.__kwdefaults__}
+        table = plan(options, C2D.__init__.__kwdefaults__)
         super().__init__()
-        self.input = input
-        self.layout = layout
-        row = find_layout(layout, clip)
-        self._least, self._frames = row.least(clip), CLIPS[clip][0]
-        if depth in (50, 101) and width == 64 and input == "rgb":
-            self.expects = row.expects(clip)
+        self.input, self.layout, self.expects = input, layout, table.expects
+        self._least, self._frames = table.least, CLIPS[clip][0]
 
-        width, blocks = positive_integer("width", width), residual_blocks(depth)
-        self.stem = ConvNorm(check_input(input), width, *row.conv1(clip, inflate))
-        self.pool1, self.pool2 = (nn.MaxPool3d(*pool) for pool in row.pools(clip))
-        self.stages = _stages(bottlenecks(blocks, width, stride_in, inflate), width)
+        self.stem = ConvNorm(check_input(input), width, *table.conv1)
+        self.pool1, self.pool2 = nn.MaxPool3d(*table.pool1), nn.MaxPool3d(*table.pool2)
+        self.stages = _stages(table.stages, width)
         self.dropout = nn.Dropout(probability("dropout", dropout))
         self.classifier = nn.Linear(32 * width, num_classes)
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
-
-        options = {"non_local": non_local, "instantiation": instantiation, "subsample": subsample}
-        options |= {"scale": scale, "attention": attention, "frames_per_group": frames_per_group}
-        options |= {"cgnl": cgnl, "groups": groups, "kernel": kernel, "order": order}
-        places = followers(row, clip, blocks, options, C2D.__init__.__kwdefaults__)
-        for (stage, index), (kind, block_options) in places.items():
+        for (stage, index), (kind, block_options) in table.followers.items():
             residual = self.stages[STAGES.index(stage)][index]
             setattr(residual, kind, _FOLLOWERS[kind](residual.c.norm.num_features, **block_options))
 
