@@ -47,8 +47,8 @@ class CNNM2048(nn.Module):
     Five convolutions, three of them followed by 3x3 max pooling of stride 2, and three linear layers; see
     `layers` for the table. `second_norm=False` leaves out the response normalisation behind conv2, as in the
     temporal stream. At 224 x 224 the maps have 109, 54, 26, 13, 13 and 6 pixels a side: no padding around
-    conv1, one pixel around conv2, pools that keep a window which reaches over the border. The paper leaves
-    this open; it is so in public versions of CNN-M.
+    conv1, one pixel around conv2, pools that keep a window which reaches over the border: our choice,
+    for the paper leaves this open.
 
     Raises ValueError for a `width` that three does not divide, for a `size` of which nothing is left behind
     the last pool, and when called with another size: fc6 has weights for each of its places.
