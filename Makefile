@@ -39,7 +39,7 @@ test: $(STAMP)
 	step() { name="$$1"; shift; echo "== $$name"; "$$@" || failed="$$failed, $$name"; }; \
 	step "lint" $(BIN)/ruff check .; \
 	step "format" $(BIN)/ruff format --check .; \
-	step "tests" $(BIN)/python -m pytest -n 2 --dist loadfile tests; \
+	step "tests" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests; \
 	step "notebooks" env NLUTILS_CLIPS=procedural NLUTILS_PROFILE=quick $(BIN)/python -m pytest \
 	  -n 2 --dist loadfile --nbval --nbval-current-env --nbval-cell-timeout 600 \
 	  --nbval-sanitize-with tests/nbval.cfg notebooks/*.ipynb; \
