@@ -10,9 +10,17 @@ from torch import nn
 
 from nlutils.arguments import one_of, probability
 from nlutils.torch.blocks import NonLocalBlock
+from nlutils.torch.controls import ConvolutionBlock, UniformBlock, WindowBlock
 from nlutils.torch.models.common import WIDTHS, VideoClassifier, check_clip, check_input, check_widths
 
 __all__ = ["C3DSmall", "C3DSmallNonLocal"]
+
+KINDS = {
+    "non_local": NonLocalBlock,
+    "uniform": UniformBlock,
+    "window": WindowBlock,
+    "convolution": ConvolutionBlock,
+}
 
 
 class C3DSmall(VideoClassifier):
@@ -20,16 +28,26 @@ class C3DSmall(VideoClassifier):
 
     Four stages, each a 3x3x3 convolution with batch normalisation and ReLU: stride 1x2x2 in the first, 2x2x2
     max pooling after the second and third, the mean over space and time at the end. `non_local` lists the
-    stages (1 to 4) that a non-local block follows, behind the pooling; `block` holds the blocks' options (see
-    `nlutils.torch.NonLocalBlock`).
+    stages (1 to 4) that a block follows, behind the pooling; `block` holds the blocks' options. `kind` is
+    "non_local" (`nlutils.torch.NonLocalBlock`) or a control in its place (`nlutils.torch.controls`).
     """
 
-    def __init__(self, num_classes, *, input="rgb", widths=WIDTHS, dropout=0.5, non_local=(), block=None):
+    def __init__(
+        self,
+        num_classes,
+        *,
+        input="rgb",
+        widths=WIDTHS,
+        dropout=0.5,
+        non_local=(),
+        kind="non_local",
+        block=None,
+    ):
         super().__init__()
         self.input = input
         channels, widths = check_input(input), check_widths(widths)
         non_local = [one_of("non_local", stage, range(1, len(widths) + 1)) for stage in non_local]
-        layers = []
+        make, layers = KINDS[one_of("kind", kind, KINDS)], []
         for stage, width in enumerate(widths, start=1):
             layers += [
                 nn.Conv3d(channels, width, 3, stride=(1, 2, 2) if stage == 1 else 1, padding=1, bias=False),
@@ -39,7 +57,7 @@ class C3DSmall(VideoClassifier):
             if stage in (2, 3):
                 layers.append(nn.MaxPool3d(2))
             if stage in non_local:
-                layers.append(NonLocalBlock(width, ndim=3, **(block or {})))
+                layers.append(make(width, ndim=3, **(block or {})))
             channels = width
         self.features = nn.Sequential(*layers)
         self.dropout = nn.Dropout(probability("dropout", dropout))
