@@ -15,7 +15,6 @@ mmaction2 have. mmaction2's C2D has the same kernels without the time axis.
 
 import importlib
 import importlib.util
-import json
 import pickle
 import re
 import sys
@@ -29,10 +28,10 @@ import torch
 from torch import nn
 
 from benchmarks.peers import load_mmcv, load_pytorchvideo
-from benchmarks.records import provenance
+from benchmarks.records import provenance, write_cases
 from nlutils.exchange.checkpoints import load_checkpoint, published_name, to_checkpoint
 from nlutils.origin import digest
-from nlutils.paths import atomic_path, project_root, results_root, shown
+from nlutils.paths import project_root
 from nlutils.torch.models.resnet import C2D, I3D
 
 CLASSES, WIDTH, SIDE = 10, 8, 64
@@ -293,12 +292,7 @@ def main():
     source = provenance("torch")
     root = project_root()
     source["code"] = digest((file for folder in SOURCES for file in (root / folder).rglob("*.py")), root)
-    path = results_root() / "peers" / "checkpoints.json"
-    head = f'"dtype": "float64",\n"provenance": {json.dumps(source)}'
-    lines = ",\n".join(json.dumps(line) for line in found)
-    with atomic_path(path) as temporary:
-        temporary.write_text(f'{{{head},\n"cases": [\n{lines}\n]}}\n', encoding="utf-8")
-    print("written to", shown(path))
+    write_cases("checkpoints", source, found)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,7 @@ cores have no relations. The row that ends in "-frames" sees pictures; its encod
 the second term of the loss, which is cheaper than a step of the whole network.
 """
 
-import argparse
-import fnmatch
 import functools
-import json
 import sys
 import time
 
@@ -23,9 +20,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.records import provenance, write
+from benchmarks.records import provenance, record_rows
 from nlutils.origin import digest
-from nlutils.paths import project_root, results_root, shown
+from nlutils.paths import project_root
 from nlutils.study import seeded
 from nlutils.torch.models.interaction import VisualInteractionNetwork
 from nlutils.video import physics
@@ -232,31 +229,13 @@ def record(name: str, row: dict) -> dict:
 
 def main(arguments=None) -> int:
     """Record the rows that are asked for; 1 when a pattern names none."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--row", default="*", help="a row, or a pattern such as 'springs-*'")
-    parser.add_argument("--list", action="store_true", help="print the rows")
-    parser.add_argument("--again", action="store_true", help="also what is recorded already")
-    options = parser.parse_args(arguments)
-    chosen = {name: row for name, row in rows().items() if fnmatch.fnmatch(name, options.row)}
-    if not chosen:
-        print(f"--row {options.row!r} names no row; there are: {', '.join(rows())}", file=sys.stderr)
-        return 1
-    if options.list:
-        print("\n".join(chosen))
-        return 0
-    for name, row in chosen.items():
-        path = results_root() / "interaction_networks" / f"{name}.json"
-        if not options.again and _recorded_by(path) == code():
-            continue
-        result = record(name, row)
-        write(result, path)
-        print(shown(path), result["error"], f"{result['seconds']:.0f} s", flush=True)
-    return 0
 
+    def say(result):
+        return result["error"], f"{result['seconds']:.0f} s"
 
-def _recorded_by(path):
-    """The digest of the sources that made the record at `path`; None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8"))["provenance"]["code"] if path.is_file() else None
+    return record_rows(
+        "interaction_networks", rows(), record, code(), say, __doc__.splitlines()[0], arguments
+    )
 
 
 if __name__ == "__main__":

@@ -8,12 +8,9 @@ One file a row, `data/results/local_and_non_local/<row>.json`. What is trained, 
 of the notebook's source; a row that these very definitions have recorded is passed over.
 """
 
-import argparse
 import ast
-import fnmatch
 import functools
 import hashlib
-import json
 import math
 import sys
 import time
@@ -24,9 +21,11 @@ import numpy as np
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.records import record_rows
 from nlutils.course.sources import lift, source_paths
 from nlutils.instantiations import INSTANTIATIONS
-from nlutils.paths import atomic_path, results_root, shown
 from nlutils.study import provenance
 from nlutils.torch import pairwise
 
@@ -153,11 +152,6 @@ def record(name: str, row: dict) -> dict:
     }
 
 
-def _recorded(path):
-    """The digest of the code that made the record at `path`; None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8"))["provenance"]["code"] if path.is_file() else None
-
-
 def _accuracies(result):
     for key, values in result.items():
         if key.startswith("accuracy"):
@@ -166,30 +160,10 @@ def _accuracies(result):
 
 def main(arguments=None) -> int:
     """Record the rows that are asked for; 1 when a pattern names none."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--row", default="*", help="a row, or a pattern such as 'new-8-*'")
-    parser.add_argument("--list", action="store_true", help="print the rows")
-    parser.add_argument("--again", action="store_true", help="also what is recorded already")
-    options = parser.parse_args(arguments)
-    chosen = {name: row for name, row in rows().items() if fnmatch.fnmatch(name, options.row)}
-    if not chosen:
-        print(f"--row {options.row!r} names no row; there are: {', '.join(rows())}", file=sys.stderr)
-        return 1
-    if options.list:
-        print("\n".join(chosen))
-        return 0
     torch.set_num_threads(1)
-    for name, row in chosen.items():
-        path = results_root() / "local_and_non_local" / f"{name}.json"
-        if not options.again and _recorded(path) == digest():
-            continue
-        result = record(name, row)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in result.items()]
-        with atomic_path(path) as temporary:
-            temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-        print(shown(path), *_accuracies(result), flush=True)
-    return 0
+    return record_rows(
+        "local_and_non_local", rows(), record, digest(), _accuracies, __doc__.splitlines()[0], arguments
+    )
 
 
 if __name__ == "__main__":

@@ -7,16 +7,14 @@ block the largest difference between its output and ours on the same random weig
 mode, and whether what our block writes by the peer's names equals, bit by bit, what it read.
 """
 
-import json
 from itertools import product
 
 import numpy as np
 import torch
 
 from benchmarks.peers import load_mmcv, load_pytorchvideo, load_timm
-from benchmarks.records import provenance
+from benchmarks.records import provenance, write_cases
 from nlutils.exchange import from_published, scale_theta, to_published
-from nlutils.paths import atomic_path, results_root, shown
 from nlutils.torch import NonLocalBlock
 
 CHANNELS, INNER = 16, 8
@@ -125,12 +123,7 @@ def main():
         print(
             f"{name:22} {len(of_peer):2} blocks, largest difference {worst:.1e}, {back} exact on the way back"
         )
-    path = results_root() / "peers" / "weights.json"
-    head = f'"dtype": "float64",\n"provenance": {json.dumps(provenance("torch"))}'
-    lines = ",\n".join(json.dumps(case) for case in cases)
-    with atomic_path(path) as temporary:
-        temporary.write_text(f'{{{head},\n"cases": [\n{lines}\n]}}\n', encoding="utf-8")
-    print("written to", shown(path))
+    write_cases("weights", provenance("torch"), cases)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,28 @@
 """Recorded measurements: one JSON file a case, with what it depended on."""
 
+import argparse
+import fnmatch
 import functools
 import json
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from nlutils.origin import commit, digest, processor
-from nlutils.paths import atomic_path, project_root, results_root
+from nlutils.paths import atomic_path, project_root, results_root, shown
 
-__all__ = ["code_digest", "folder", "provenance", "read", "record_path", "write"]
+__all__ = [
+    "code_digest",
+    "folder",
+    "provenance",
+    "read",
+    "record_path",
+    "record_rows",
+    "write",
+    "write_cases",
+]
 
 # What a measurement depends on. Files of these folders whose names begin as in UNRELATED are not among it.
 SOURCES = {
@@ -41,6 +53,54 @@ def write(record: dict, path) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     return Path(path)
+
+
+def write_cases(name: str, source: dict, cases: list[dict]) -> None:
+    """Write `cases`, compared in float64, to data/results/peers/`name`.json atomically, a line a case."""
+    path = results_root() / "peers" / f"{name}.json"
+    head = f'"dtype": "float64",\n"provenance": {json.dumps(source)}'
+    lines = ",\n".join(json.dumps(case) for case in cases)
+    with atomic_path(path) as temporary:
+        temporary.write_text(f'{{{head},\n"cases": [\n{lines}\n]}}\n', encoding="utf-8")
+    print("written to", shown(path))
+
+
+def record_rows(study: str, rows: dict, record, code: str, say, description: str, arguments=None) -> int:
+    """The command of a benchmark of rows: record those that are asked for, a file each.
+
+    study   the folder in data/results
+    rows    {name: what is trained, and how}
+    record  called with a name and its row; returns what is written
+    code    the digest of what the records depend on; a row that it has recorded is passed over
+    say     makes the texts of a record that are printed behind its path
+
+    Returns 1 when a pattern names no row, else 0.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--row", default="*", help=f"a row, or a pattern such as '{next(iter(rows))[:3]}*'")
+    parser.add_argument("--list", action="store_true", help="print the rows")
+    parser.add_argument("--again", action="store_true", help="also what is recorded already")
+    options = parser.parse_args(arguments)
+    chosen = {name: row for name, row in rows.items() if fnmatch.fnmatch(name, options.row)}
+    if not chosen:
+        print(f"--row {options.row!r} names no row; there are: {', '.join(rows)}", file=sys.stderr)
+        return 1
+    if options.list:
+        print("\n".join(chosen))
+        return 0
+    for name, row in chosen.items():
+        path = results_root() / study / f"{name}.json"
+        if not options.again and _recorded_by(path) == code:
+            continue
+        result = record(name, row)
+        write(result, path)
+        print(shown(path), *say(result), flush=True)
+    return 0
+
+
+def _recorded_by(path):
+    """The digest of the sources that made the record at `path`; None where there is none."""
+    return json.loads(path.read_text(encoding="utf-8"))["provenance"]["code"] if path.is_file() else None
 
 
 def read(path) -> dict:
