@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from nlutils.study import Recipe, accuracy, evaluate, prepare, read_runs, run_fold, run_study, seeded, train
+from nlutils.study import (
+    Entry,
+    Recipe,
+    accuracy,
+    evaluate,
+    prepare,
+    read_runs,
+    run_fold,
+    run_study,
+    seeded,
+    train,
+)
 from nlutils.torch import create_model
 from nlutils.video.clips import Clip, ClipSet, Fault
 
@@ -108,6 +119,116 @@ def test_a_mirrored_clip_moves_the_other_way(inputs):
         assert torch.equal(flow[clip, 1], plain_flow[clip, 1].flip(-1))
 
 
+def test_reversed_steps_are_those_of_the_film_backwards(inputs):
+    picks = torch.tensor([3, 7])
+    film = replace(inputs, frames=inputs.frames.flip(2))
+    for kind in ("rgb", "differences"):
+        backwards = inputs.batch(kind, picks, (16, 16), time="reversed")
+        assert torch.equal(backwards, film.batch(kind, picks, (16, 16)))
+    flow = inputs.batch("flow", picks, (16, 16))
+    assert torch.equal(inputs.batch("flow", picks, (16, 16), time="reversed"), -flow.flip(2))
+
+
+def test_shuffled_steps_are_the_same_steps_in_an_order_of_each_clip(inputs):
+    picks = torch.arange(20)
+    forward, flow = inputs.batch(("rgb", "flow"), picks, (16, 16))
+    shuffled, shuffled_flow = inputs.batch(("rgb", "flow"), picks, (16, 16), time="shuffled")
+    orders = set()
+    for clip in range(20):
+        order = [
+            next(t for t in range(4) if torch.equal(forward[clip, :, t], shuffled[clip, :, s]))
+            for s in range(4)
+        ]
+        assert sorted(order) == [0, 1, 2, 3]
+        assert torch.equal(shuffled_flow[clip], flow[clip][:, order])
+        orders.add(tuple(order))
+    assert len(orders) > 5
+    # A test clip's order is its own, whatever stands beside it in the batch; in training it is drawn.
+    assert torch.equal(inputs.batch("rgb", picks[5:6], (16, 16), time="shuffled")[0], shuffled[5])
+    draw = torch.Generator().manual_seed(0)
+    first, again = (inputs.batch("rgb", picks, (16, 16), time="shuffled", generator=draw) for _ in range(2))
+    assert not torch.equal(first, again)
+
+
+def test_one_step_is_shown_all_the_time(inputs):
+    picks = torch.tensor([3, 7])
+    flow = inputs.batch("flow", picks, (16, 16))
+    one = inputs.batch("flow", picks, (16, 16), time="one_step")
+    assert torch.equal(one, flow[:, :, 2:3].expand(-1, -1, 4, -1, -1))
+    draw = torch.Generator().manual_seed(0)
+    many = torch.cat(
+        [inputs.batch("flow", picks, (16, 16), time="one_step", generator=draw) for _ in range(9)]
+    )
+    assert all(torch.equal(clip, clip[:, :1].expand(-1, 4, -1, -1)) for clip in many)
+    assert len({clip[0, 0].sum().item() for clip in many}) > 4
+    with pytest.raises(ValueError, match="time='sideways'"):
+        inputs.batch("flow", picks, (16, 16), time="sideways")
+
+
+def test_folds_can_be_left_out_together(inputs, tmp_path):
+    train_on, test_on = inputs.split((1, 3))
+    assert sorted(inputs.folds[test_on].tolist()) == [1] * 4 + [3] * 4
+    assert not set(inputs.folds[train_on].tolist()) & {1, 3}
+    small = {"2d": ("frame_average", {"widths": (4, 4, 8, 8)})}
+    run = run_study("pairs", small, [(1, 3)], clips=inputs, recipe=TINY.replace(epochs=1), root=tmp_path)[0]
+    assert (run.run, run.fold) == ("2d-fold1+3-seed0", [1, 3])
+    assert read_runs("pairs", tmp_path) == [run]
+    again = run_study("pairs", small, [(1, 3)], clips=inputs, recipe=TINY.replace(epochs=1), root=tmp_path)
+    assert again == [run]
+    with pytest.raises(ValueError, match="fold=9 is not a fold"):
+        run_study("pairs", small, [(1, 9)], clips=inputs, recipe=TINY, root=tmp_path)
+
+
+def test_smoothed_labels_are_probabilities(inputs):
+    """Of two classes, smoothing 0.2 leaves 0.9 on the right one."""
+    model = fresh("frame_average", input="rgb", dropout=0.0)
+    recipe = TINY.replace(epochs=1, batch=20, label_smoothing=0.2, flip=False, size=(18, 20))
+    picks = torch.arange(20)
+    model.train()
+    scores = torch.log_softmax(model(inputs.batch("rgb", picks, (18, 20))), dim=1)
+    sure, other = scores.gather(1, inputs.labels[:, None]), scores.gather(1, 1 - inputs.labels[:, None])
+    expected = -(0.9 * sure + 0.1 * other).mean().item()
+    assert train(fresh("frame_average", input="rgb", dropout=0.0), inputs, picks, recipe)[0] == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", ["non_local", "uniform", "convolution"])
+def test_blocks_learn_at_a_rate_of_their_own(inputs, kind):
+    """With a rate near 0 the blocks stay as they were drawn, and all else moves."""
+    block = {"inner_channels": 4} if kind == "non_local" else {}
+    options = {"non_local": (3,), "kind": kind, "block": block}
+    before, model = fresh(**options).state_dict(), fresh(**options)
+    recipe = TINY.replace(epochs=1, block_lr=1e-12, weight_decay=0, input="rgb")
+    train(model, inputs, torch.arange(8), recipe)
+    place = next(i for i, layer in enumerate(model.features) if "Block" in type(layer).__name__)
+    for name, weight in model.named_parameters():
+        near = torch.allclose(weight, before[name], atol=1e-9, rtol=0)
+        assert near == name.startswith(f"features.{place}."), name
+
+
+def test_scores_of_a_clip_and_its_mirror_image_are_averaged(inputs):
+    model, picks = fresh(input="rgb"), torch.arange(6)
+    model.eval()
+    plain = inputs.batch("rgb", picks, TINY.size)
+    with torch.no_grad():
+        expected = (model(plain).softmax(1) + model(plain.flip(-1)).softmax(1)) / 2
+    scores = evaluate(model, inputs, picks, TINY.replace(test_flip=True, input="rgb"))
+    torch.testing.assert_close(scores.softmax(1), expected)
+    assert not torch.allclose(evaluate(model, inputs, picks, TINY).softmax(1), expected)
+
+
+@pytest.mark.parametrize("name", ["frame_average", "c3d_small", "c3d_small_non_local"])
+def test_bfloat16_trains_near_float32(inputs, name):
+    single, half = (fresh(name, dropout=0.0) for _ in range(2))
+    recipe = TINY.replace(epochs=2, input="rgb")
+    losses = train(single, inputs, torch.arange(20), recipe)
+    near = train(half, inputs, torch.arange(20), recipe.replace(precision="bfloat16"))
+    assert near == pytest.approx(losses, rel=0.05)
+    assert near != losses
+    assert all(weight.dtype == torch.float32 for weight in half.parameters())
+
+
 def test_flow_sees_a_shift_and_forgets_the_camera():
     """A bright square moves 2 pixels a frame over a still background, whose flow, the median, is 0."""
     rng = np.random.default_rng(0)
@@ -128,7 +249,8 @@ def test_recipes_refuse_what_cannot_be_meant():
     assert Recipe(**TINY.settings()) == TINY
     for setting, value in {
         "epochs": 0, "batch": 1, "lr": 0, "weight_decay": -1, "schedule": "linear", "input": "sound",
-        "seed": -1, "resize": 18, "size": (60, 16), "frames": 2.5, "warmup": -1,
+        "seed": -1, "resize": 18, "size": (60, 16), "frames": 2.5, "warmup": -1, "time": "sideways",
+        "block_lr": 0, "label_smoothing": 2, "precision": "float16", "compile": "no", "test_flip": 1, "init": None,
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=f"{setting}="):
             TINY.replace(**{setting: value})
@@ -274,6 +396,10 @@ def test_a_run_says_where_it_comes_from(inputs):
     assert run.provenance["versions"]["torch"] == version("torch")
     assert run.provenance["machine"]["threads"] == 1
     assert run.accuracy == np.mean(run.right)
+    assert sorted(run.views) == ["one_step", "reversed", "shuffled"]
+    assert all(len(named) == 4 and set(named) <= {0, 1} for named in run.views.values())
+    blind = run_fold(inputs, "frame_average", 1, TINY.replace(epochs=1, input="rgb"))
+    assert blind.views["shuffled"] == np.argmax(blind.logits, axis=1).tolist()  # an average knows no order
 
 
 def test_the_second_stage_of_training_follows_the_first(inputs):
@@ -313,6 +439,10 @@ def test_unknown_rows_are_refused_before_anything_runs(inputs):
         run_study("tiny", models=["c4d"], clips=inputs, recipe=TINY)
     with pytest.raises(TypeError, match="c3d_small has no option 'width'"):
         run_study("tiny", models={"wide": ("c3d_small", {"width": 4})}, clips=inputs, recipe=TINY)
+    with pytest.raises(TypeError, match="no setting 'epoch'"):
+        run_study("tiny", models={"long": Entry("c3d_small", {}, {"epoch": 4})}, clips=inputs, recipe=TINY)
+    with pytest.raises(ValueError, match="long sets frames=8, which all rows of a study share"):
+        run_study("tiny", models={"long": Entry("c3d_small", {}, {"frames": 8})}, clips=inputs, recipe=TINY)
 
 
 def test_a_killed_process_goes_on_to_the_same_result(inputs, tmp_path):
@@ -322,11 +452,11 @@ def test_a_killed_process_goes_on_to_the_same_result(inputs, tmp_path):
         import os, signal, sys, torch
         sys.path.insert(0, {str(__import__("pathlib").Path(__file__).parent)!r})
         from test_study_training import SMALL, TINY
-        from nlutils.study import study, train
+        from nlutils.study import fold, study, train
         def dies(*args, **kwargs):
             kill = lambda epoch, loss: os.kill(os.getpid(), signal.SIGKILL) if epoch == 1 else None
             return train(*args, **kwargs, after_epoch=kill)
-        study.train = dies
+        fold.train = dies
         inputs = torch.load({str(tmp_path / "inputs.pt")!r}, weights_only=False)
         study.run_study("killed", models=SMALL, folds=[0], clips=inputs, recipe=TINY, root={str(tmp_path)!r})
     """)

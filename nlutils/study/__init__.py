@@ -2,6 +2,8 @@
 
 from nlutils.study.cost import example_input, measure, multiply_adds, parameters
 from nlutils.study.evaluate import accuracy, evaluate
+from nlutils.study.fold import best_device, run_fold
+from nlutils.study.grid import Entry
 from nlutils.study.inputs import Inputs, prepare
 from nlutils.study.provenance import code_digest, provenance
 from nlutils.study.recipe import Recipe
@@ -15,7 +17,7 @@ from nlutils.study.results import (
     read_runs,
     write_run,
 )
-from nlutils.study.study import best_device, run_fold, run_study
+from nlutils.study.study import run_study
 from nlutils.study.tables import (
     Row,
     comparison_figure,
@@ -28,6 +30,7 @@ from nlutils.study.tables import (
 from nlutils.study.train import seeded, train
 
 __all__ = [
+    "Entry",
     "Inputs",
     "Interval",
     "Recipe",

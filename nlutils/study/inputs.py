@@ -6,11 +6,14 @@ a time, on the device that trains.
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 
+from nlutils.arguments import one_of
+from nlutils.study.recipe import TIMES
 from nlutils.torch.models.common import INPUT_CHANNELS
 from nlutils.video.cache import cached_array
 from nlutils.video.clips import Clip, ClipSet
@@ -49,12 +52,17 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.names)
 
-    def split(self, fold: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The indices of the clips outside `fold` (to train on) and in it (to test on)."""
+    def split(self, fold) -> tuple[torch.Tensor, torch.Tensor]:
+        """The indices of the clips outside `fold` (to train on) and in it (to test on).
+
+        Several folds, (0, 3), are left out together.
+        """
+        wanted = (fold,) if isinstance(fold, int) else tuple(fold)
         folds = sorted(set(self.folds.tolist()))
-        if fold not in folds:
-            raise ValueError(f"fold={fold!r} is not a fold of {self.name}; it has {folds}")
-        here = self.folds == fold
+        for one in wanted:
+            if one not in folds:
+                raise ValueError(f"fold={one!r} is not a fold of {self.name}; it has {folds}")
+        here = torch.isin(self.folds, torch.tensor(wanted))
         both = {self.groups[i] for i in torch.nonzero(here)[:, 0]} & {
             self.groups[i] for i in torch.nonzero(~here)[:, 0]
         }
@@ -67,54 +75,86 @@ class Inputs:
         flow = None if self.flow is None else self.flow.to(device)
         return replace(self, frames=self.frames.to(device), flow=flow)
 
-    def batch(self, kind, indices, size, *, generator=None, flip=False):
+    def batch(self, kind, indices, size, *, generator=None, flip=False, time="forward", mirrored=False):
         """What a network with `input` == `kind` sees of the clips `indices`: (B, C, T, *size), float32.
 
         A tuple of kinds gives a tuple of tensors, cut from the same places. With a `generator` the crop is
-        drawn a clip, and half of the clips are mirrored when `flip`; without one the crop is central.
+        drawn a clip, and half of the clips are mirrored when `flip`; without one the crop is central, and
+        all of them are mirrored when `mirrored`. `time` is the order of the steps, as in `Recipe`; what it
+        draws comes from `generator`, and without one from the clip's place in the data set.
         """
         kinds = (kind,) if isinstance(kind, str) else kind
-        cuts = self._cuts(len(indices), size, generator, flip)
-        made = tuple(self._make(one, indices, size, cuts) for one in kinds)
+        one_of("time", time, TIMES)
+        for one in kinds:
+            one_of("input", one, INPUT_CHANNELS)
+        cuts = self._cuts(indices, size, generator, flip, time, mirrored)
+        made = tuple(self._make(one, indices, size, cuts, time == "reversed") for one in kinds)
         return made[0] if isinstance(kind, str) else made
 
-    def _cuts(self, count, size, generator, flip):
-        """(top, left, mirrored) a clip."""
+    def _cuts(self, indices, size, generator, flip, time, mirrored):
         spare = [have - want for have, want in zip(self.frames.shape[-2:], size, strict=True)]
         if min(spare) < 0:
             raise ValueError(
                 f"size={tuple(size)} does not fit into frames of {tuple(self.frames.shape[-2:])}"
             )
+        steps = self.frames.shape[2] - 1
         if generator is None:
-            return [(spare[0] // 2, spare[1] // 2, False)] * count
-        draws = torch.rand(count, 3, generator=generator).tolist()
-        return [
-            (int(y * (spare[0] + 1)), int(x * (spare[1] + 1)), flip and mirror < 0.5)
-            for y, x, mirror in draws
-        ]
+            return [
+                _Cut(spare[0] // 2, spare[1] // 2, mirrored, _order(time, steps, int(index)))
+                for index in indices
+            ]
+        cuts = []
+        for y, x, side in torch.rand(len(indices), 3, generator=generator).tolist():
+            top, left = int(y * (spare[0] + 1)), int(x * (spare[1] + 1))
+            cuts.append(_Cut(top, left, flip and side < 0.5, _order(time, steps, generator)))
+        return cuts
 
-    def _make(self, kind, indices, size, cuts):
-        if kind not in INPUT_CHANNELS:
-            raise ValueError(f"input={kind!r} is not known; use one of {', '.join(INPUT_CHANNELS)}")
+    def _make(self, kind, indices, size, cuts, backwards):
         if kind == "flow" and self.flow is None:
             raise ValueError("these inputs hold no optical flow; call prepare(..., flow=True)")
         stored = self.flow if kind == "flow" else self.frames
         height, width = size
         parts = []
-        for index, (top, left, mirrored) in zip(indices.tolist(), cuts, strict=True):
-            part = stored[index, :, :, top : top + height, left : left + width]
-            parts.append(part.flip(-1) if mirrored else part)
+        for index, cut in zip(indices.tolist(), cuts, strict=True):
+            part = stored[index, :, :, cut.top : cut.top + height, cut.left : cut.left + width]
+            parts.append(part.flip(-1) if cut.mirrored else part)
         x = torch.stack(parts).float()
+        if backwards:
+            # The first step of a film that runs backwards is the last, and every motion goes the other way.
+            x = -x.flip(2) if kind == "flow" else x.flip(2)
         if kind == "rgb":
-            return (x[:, :, :-1] / 255 - RGB_MEAN) / RGB_STD
-        if kind == "differences":
-            return (x[:, :, 1:] - x[:, :, :-1]) / DIFFERENCE_UNIT
-        x /= FLOW_STEPS
-        mirrored = torch.tensor([cut[2] for cut in cuts], device=x.device)
-        x[:, 0] = torch.where(
-            mirrored[:, None, None, None], -x[:, 0], x[:, 0]
-        )  # to the left becomes to the right
-        return x
+            x = (x[:, :, :-1] / 255 - RGB_MEAN) / RGB_STD
+        elif kind == "differences":
+            x = (x[:, :, 1:] - x[:, :, :-1]) / DIFFERENCE_UNIT
+        else:
+            x /= FLOW_STEPS
+            mirrored = torch.tensor([cut.mirrored for cut in cuts], device=x.device)
+            # To the left becomes to the right.
+            x[:, 0] = torch.where(mirrored[:, None, None, None], -x[:, 0], x[:, 0])
+        if cuts[0].order is None:
+            return x
+        return torch.stack([clip[:, cut.order.to(x.device)] for clip, cut in zip(x, cuts, strict=True)])
+
+
+class _Cut(NamedTuple):
+    """What is taken of one clip; `order` are the time steps, None for all of them as they come."""
+
+    top: int
+    left: int
+    mirrored: bool
+    order: torch.Tensor | None
+
+
+def _order(time, steps, source):
+    """The time steps of one clip; `source` is a generator in training, the clip's place in the test."""
+    if time not in ("shuffled", "one_step"):
+        return None
+    training = isinstance(source, torch.Generator)
+    draw = source if training else torch.Generator().manual_seed(source)
+    if time == "shuffled":
+        return torch.randperm(steps, generator=draw)
+    step = int(torch.randint(steps, (), generator=draw)) if training else steps // 2
+    return torch.full((steps,), step)
 
 
 def prepare(

@@ -5,7 +5,7 @@ holds its settings, the logits of every test clip, its cost and its provenance.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,11 @@ DRAWS = 10_000
 
 @dataclass(frozen=True)
 class Run:
-    """One run as it is recorded. `logits[i]` belongs to the clip `names[i]` of class `classes[labels[i]]`."""
+    """One run as it is recorded. `logits[i]` belongs to the clip `names[i]` of class `classes[labels[i]]`.
+
+    `fold` is a list where several were left out together. `views[time][i]` is the class that the trained
+    network names for the clip `names[i]` when its steps come in that order.
+    """
 
     study: str
     run: str
@@ -27,7 +31,7 @@ class Run:
     model: str
     options: dict
     input: str
-    fold: int
+    fold: int | list
     seed: int
     recipe: dict
     data: dict
@@ -41,6 +45,7 @@ class Run:
     groups: list
     labels: list
     logits: list
+    views: dict = field(default_factory=dict)
 
     @property
     def right(self) -> np.ndarray:
@@ -85,7 +90,7 @@ def read_runs(study: str, root=None) -> list[Run]:
         raise FileNotFoundError(
             f"no run of {study!r} is recorded in {folder}; nlutils.study.run_study records them"
         )
-    return sorted(runs, key=lambda run: (run.row, run.fold, run.seed))
+    return sorted(runs, key=lambda run: (run.row, str(run.fold), run.seed))
 
 
 @dataclass(frozen=True)

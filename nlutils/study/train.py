@@ -9,10 +9,16 @@ from pathlib import Path
 import torch
 
 from nlutils.paths import atomic_path
+from nlutils.study.arithmetic import autocast, channels_last, objective
 from nlutils.study.inputs import Inputs
 from nlutils.study.recipe import Recipe
+from nlutils.torch.blocks import CompactGeneralizedNonLocalBlock, NonLocalBlock
+from nlutils.torch.controls import ConvolutionBlock
 
 __all__ = ["central_crops", "seeded", "train"]
+
+# What `Recipe.block_lr` is about; the other controls are non-local blocks themselves.
+BLOCKS = NonLocalBlock, CompactGeneralizedNonLocalBlock, ConvolutionBlock
 
 
 @contextmanager
@@ -42,8 +48,12 @@ def train(
 
     Raises FloatingPointError when the loss is no longer finite, ValueError for a checkpoint of another run.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    labels = inputs.labels.to(inputs.frames.device)
+    device = inputs.frames.device
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(channels_last(model), recipe), weight_decay=recipe.weight_decay
+    )
+    targets = _targets(inputs, recipe).to(device)
+    loss_of = objective(model, recipe)
     losses = _resume(checkpoint, model, optimizer, recipe)
     for epoch in _epochs(len(losses), recipe.epochs, progress):
         model.train()
@@ -52,9 +62,12 @@ def train(
             batches = _batches(indices, recipe.batch, draw)
             total = 0.0
             for step, batch in enumerate(batches):
-                optimizer.param_groups[0]["lr"] = recipe.rate(epoch + step / len(batches))
-                x = inputs.batch(model.input, batch, recipe.size, generator=draw, flip=recipe.flip)
-                loss = model.loss(x, labels[batch])
+                _set_rate(optimizer, recipe.rate(epoch + step / len(batches)))
+                x = inputs.batch(
+                    model.input, batch, recipe.size, generator=draw, flip=recipe.flip, time=recipe.time
+                )
+                with autocast(recipe, device):
+                    loss = loss_of(x, targets[batch])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -69,10 +82,34 @@ def train(
     return losses
 
 
+def _parameter_groups(model, recipe) -> list[dict]:
+    """The weights of blocks apart from all others, with what the learning rate of each is multiplied by."""
+    blocks = [module for module in model.modules() if isinstance(module, BLOCKS)]
+    inside = {id(weight): weight for block in blocks for weight in block.parameters()}
+    others = [weight for weight in model.parameters() if id(weight) not in inside]
+    groups = [{"params": others, "lr": recipe.lr, "factor": 1.0}]
+    if inside:
+        groups.append({"params": list(inside.values()), "lr": recipe.lr, "factor": recipe.block_lr})
+    return groups
+
+
+def _set_rate(optimizer, rate):
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+
+
+def _targets(inputs, recipe) -> torch.Tensor:
+    """What the loss compares with, a row a clip: the class, or its smoothed probabilities."""
+    if recipe.label_smoothing == 0:
+        return inputs.labels
+    sure = torch.nn.functional.one_hot(inputs.labels, len(inputs.classes)).float()
+    return (1 - recipe.label_smoothing) * sure + recipe.label_smoothing / len(inputs.classes)
+
+
 def central_crops(kind, inputs: Inputs, indices: torch.Tensor, recipe: Recipe):
     """The clips `indices` once, in order: (x, labels) of `recipe.batch` clips at a time, none mirrored."""
     for batch in indices.split(recipe.batch):
-        yield inputs.batch(kind, batch, recipe.size), inputs.labels[batch]
+        yield inputs.batch(kind, batch, recipe.size, time=recipe.time), inputs.labels[batch]
 
 
 def _batches(indices, size, generator):

@@ -86,8 +86,11 @@ def mean_probability(logits: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def vote_loss(votes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The mean cross-entropy over clips and votes: logits (B, votes, num_classes), labels (B,)."""
-    return F.cross_entropy(votes.flatten(0, 1), labels.repeat_interleave(votes.shape[1]))
+    """The mean cross-entropy over clips and votes: logits (B, votes, num_classes), labels (B,).
+
+    Labels may also be class probabilities, (B, num_classes), as for PyTorch's `cross_entropy`.
+    """
+    return F.cross_entropy(votes.flatten(0, 1), labels.repeat_interleave(votes.shape[1], dim=0))
 
 
 class VideoClassifier(nn.Module):
@@ -116,7 +119,7 @@ class VideoClassifier(nn.Module):
         return (STUDY_CLIP,) * len(kinds)
 
     def loss(self, x, labels: torch.Tensor) -> torch.Tensor:
-        """The mean cross-entropy of a batch."""
+        """The mean cross-entropy of a batch; `labels` are classes (B,) or probabilities (B, num_classes)."""
         return F.cross_entropy(self(x), labels)
 
 

@@ -226,7 +226,7 @@ class BeyondShortSnippets(VideoClassifier):
         if self.pooling != "lstm":
             return super().loss(x, labels)
         steps = self.steps(x).transpose(1, 2)  # (B, num_classes, T)
-        labels = labels[:, None].expand(-1, steps.shape[2])
+        labels = labels.unsqueeze(-1).expand(*labels.shape, steps.shape[2])
         losses = F.cross_entropy(steps, labels, reduction="none")  # (B, T)
         gain = rising_gain(steps.shape[2], losses)
         return (losses @ gain).mean() / gain.sum()

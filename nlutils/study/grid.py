@@ -1,0 +1,106 @@
+"""The cells of a study's grid: a row, a fold and a seed each, and whether it is recorded already."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nlutils.paths import cache_root
+from nlutils.study.fold import full_options, run_name
+from nlutils.study.inputs import Inputs
+from nlutils.study.provenance import code_digest
+from nlutils.study.recipe import Recipe
+from nlutils.study.results import Run, read_run, run_path
+from nlutils.torch.models import model_options
+
+__all__ = ["Cell", "Entry", "entries"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a row of the table trains: a network, its options, and how its recipe differs from the study's."""
+
+    model: str
+    options: Mapping = field(default_factory=dict)
+    recipe: Mapping = field(default_factory=dict)
+
+
+def entries(models) -> dict[str, Entry]:
+    """{row: Entry} from names of networks, {row: (name, options)} or {row: Entry}.
+
+    Options take the form that JSON gives back. Raises ValueError for an unknown network, TypeError for an
+    unknown option or setting.
+    """
+    if not isinstance(models, Mapping):
+        models = {name: Entry(name) for name in models}
+    made = {}
+    for row, entry in models.items():
+        entry = entry if isinstance(entry, Entry) else Entry(*entry)
+        allowed = model_options(entry.model)
+        if unknown := sorted(set(entry.options) - set(allowed)):
+            raise TypeError(f"{entry.model} has no option {unknown[0]!r}; it has {', '.join(allowed)}")
+        Recipe().replace(**entry.recipe)
+        if shared := sorted({"frames", "resize", "seed"} & set(entry.recipe)):
+            raise ValueError(
+                f"{row} sets {shared[0]}={entry.recipe[shared[0]]!r}, which all rows of a study share; "
+                "give it to the study's recipe"
+            )
+        made[row] = Entry(entry.model, json.loads(json.dumps(dict(entry.options))), dict(entry.recipe))
+    return made
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run to be: `recipe` has the row's changes and the seed in it; `fold` is one, or several."""
+
+    study: str
+    row: str
+    model: str
+    options: Mapping
+    fold: int | tuple[int, ...]
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """`<row>-fold<fold>-seed<seed>`."""
+        return run_name(self.row, self.fold, self.recipe.seed)
+
+    def recorded(self, inputs: Inputs, root=None) -> Run | None:
+        """The run of this cell when it is recorded; ValueError when its settings or clips were others."""
+        path = run_path(self.study, self.name, root)
+        if not path.is_file():
+            return None
+        run = read_run(path)
+        test_on = inputs.split(self.fold)[1].tolist()
+        clips = [(inputs.names[i], inputs.groups[i], int(inputs.labels[i])) for i in test_on]
+        options = full_options(self.model, self.options, self.recipe)
+        wanted = (self.model, options, self.recipe.settings(), inputs.source, inputs.classes, clips)
+        seen = list(zip(run.names, run.groups, run.labels, strict=True))
+        found = (run.model, run.options, run.recipe, run.data["source"], tuple(run.classes), seen)
+        if found != wanted:
+            raise ValueError(
+                f"{path} was recorded with other settings or clips; "
+                "give this study another name, or delete the file"
+            )
+        return run
+
+    def checkpoint(self, inputs: Inputs) -> Path:
+        """Where the unfinished run is kept: a name that changes with everything that the run depends on."""
+        told = json.dumps(
+            [
+                code_digest(),
+                self.model,
+                full_options(self.model, self.options, self.recipe),
+                self.fold,
+                self.recipe.settings(),
+                inputs.source,
+                inputs.names,
+                inputs.classes,
+                inputs.groups,
+                inputs.labels.tolist(),
+                inputs.folds.tolist(),
+            ]
+        )
+        digest = hashlib.sha256(told.encode()).hexdigest()[:12]
+        return cache_root() / "checkpoints" / self.study / f"{self.name}-{digest}.pt"
