@@ -218,15 +218,34 @@ def test_scores_of_a_clip_and_its_mirror_image_are_averaged(inputs):
     assert not torch.allclose(evaluate(model, inputs, picks, TINY).softmax(1), expected)
 
 
+def test_bfloat16_is_refused_on_a_cpu(inputs):
+    recipe = TINY.replace(epochs=2, input="rgb", precision="bfloat16")
+    with pytest.raises(ValueError, match="precision='bfloat16' needs a GPU"):
+        train(fresh(), inputs, torch.arange(20), recipe)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["frame_average", "c3d_small", "c3d_small_non_local"])
 def test_bfloat16_trains_near_float32(inputs, name):
-    single, half = (fresh(name, dropout=0.0) for _ in range(2))
+    here = inputs.to("cuda")
     recipe = TINY.replace(epochs=2, input="rgb")
-    losses = train(single, inputs, torch.arange(20), recipe)
-    near = train(half, inputs, torch.arange(20), recipe.replace(precision="bfloat16"))
+    single, half = (fresh(name, input="rgb", dropout=0.0).to("cuda") for _ in range(2))
+    losses = train(single, here, torch.arange(20), recipe)
+    near = train(half, here, torch.arange(20), recipe.replace(precision="bfloat16"))
     assert near == pytest.approx(losses, rel=0.05)
     assert near != losses
     assert all(weight.dtype == torch.float32 for weight in half.parameters())
+
+
+def test_a_compiled_step_is_the_step(inputs):
+    plain, compiled = (fresh("frame_average", input="rgb", dropout=0.0) for _ in range(2))
+    recipe = TINY.replace(epochs=1, input="rgb")
+    losses = train(plain, inputs, torch.arange(12), recipe)
+    assert train(compiled, inputs, torch.arange(12), recipe.replace(compile=True)) == pytest.approx(
+        losses, rel=1e-5
+    )
+    for name, weight in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
 
 
 def test_flow_sees_a_shift_and_forgets_the_camera():
@@ -250,7 +269,8 @@ def test_recipes_refuse_what_cannot_be_meant():
     for setting, value in {
         "epochs": 0, "batch": 1, "lr": 0, "weight_decay": -1, "schedule": "linear", "input": "sound",
         "seed": -1, "resize": 18, "size": (60, 16), "frames": 2.5, "warmup": -1, "time": "sideways",
-        "block_lr": 0, "label_smoothing": 2, "precision": "float16", "compile": "no", "test_flip": 1, "init": None,
+        "block_lr": 0, "label_smoothing": 2, "precision": "float16", "compile": "no", "test_flip": 1,
+        "init": None,
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=f"{setting}="):
             TINY.replace(**{setting: value})

@@ -39,7 +39,7 @@ class Recipe:
     flip              mirror half of the training clips (and the sign of their flow's dx)
     test_flip         average the test's class probabilities over each clip and its mirror image
     init              where weights come from: "" (drawn), "procedural" or a file, see `nlutils.study.start`
-    precision         of the networks' arithmetic: "float32", or "bfloat16" where autocast allows it
+    precision         of the networks' arithmetic: "float32"; on a GPU "bfloat16" where autocast allows it
     compile           whether `torch.compile` compiles the training step
     seed              of weights, order, crops and dropout
     """
