@@ -102,7 +102,15 @@ def test_same_weights_same_scores_and_gradients(float64, name, options, size):
 
 
 def test_names_and_options_are_those_of_pytorch():
-    assert nlutils.keras.list_models() == ["c2d", "i3d", "c3d", "lrcn", "two_stream"]
+    assert nlutils.keras.list_models() == [
+        "c2d",
+        "i3d",
+        "c3d",
+        "lrcn",
+        "two_stream",
+        "c3d_small",
+        "c3d_small_non_local",
+    ]
     assert set(nlutils.keras.list_models()) <= set(nlutils.torch.list_models())
     for name in ("c2d", "i3d"):
         assert nlutils.keras.model_options(name) == model_options(name)

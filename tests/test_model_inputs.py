@@ -22,6 +22,11 @@ SMALL = {
     "c3d_small": ({"widths": (4, 4, 4, 4)}, 8, (24, 24)),
     "c3d_small_non_local": ({"widths": (4, 4, 4, 4)}, 8, (24, 24)),
     "two_stream_small": ({"widths": (4, 4, 4, 4)}, 8, (24, 24)),
+    "c2d_small": ({"widths": (4, 4, 4, 4)}, 8, (24, 24)),
+    "pooling_small": ({"widths": (4, 4, 4, 4)}, 8, (24, 24)),
+    "two_stream_3d_small": ({"widths": (4, 4, 4, 4), "inputs": ("rgb", "flow")}, 8, (24, 24)),
+    "fused_two_stream_small": ({"widths": (4, 4, 4, 4), "fused": 4}, 8, (24, 24)),
+    "st_resnet_small": ({"widths": (4, 4, 4, 4)}, 8, (24, 24)),
     "ji_2010": ({"features": 4}, 7, (60, 40)),
     "c3d": ({"width": 2, "fc": 4, "frames": 8, "size": (32, 32)}, 8, (32, 32)),
     "c3d_bn": ({"width": 2, "fc": 4, "frames": 8, "size": (32, 32)}, 8, (32, 32)),
@@ -36,7 +41,7 @@ SMALL = {
     "two_stream_i3d": ({"width": 4}, 8, (32, 32)),
 }
 # With their own checks and tests: the residual networks, trajectories, the interaction network.
-ELSEWHERE = {"c2d", "i3d", "tdd", "visual_interaction_network"}
+ELSEWHERE = {"c2d", "i3d", "idt", "tdd", "visual_interaction_network"}
 PAIRS = [name for name in SMALL if create_model(name, 2, **SMALL[name][0]).input == ("rgb", "flow")]
 SINGLE = [name for name in SMALL if name not in PAIRS]
 
@@ -145,6 +150,9 @@ def test_exported_for_batches_of_any_size(name):
         ("frame_average", {}, [(16, 40, 56)]),
         ("two_stream_small", {}, [(16, 40, 56)] * 2),
         ("two_stream_small", {"stack": 20}, [(20, 40, 56)] * 2),
+        ("pooling_small", {"frames": 20}, [(20, 40, 56)]),
+        ("fused_two_stream_small", {"stack": 20}, [(20, 40, 56)] * 2),
+        ("st_resnet_small", {}, [(16, 40, 56)] * 2),
         ("ji_2010", {"frames": 9}, [(9, 60, 40), (8, 60, 40)]),
         ("c3d", {"frames": 8, "width": 8}, [(8, 112, 112)]),
         ("c3d_bn", {"input": "flow"}, [(16, 112, 112)]),

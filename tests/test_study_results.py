@@ -8,20 +8,30 @@ import pytest
 import torch
 
 from nlutils.study import (
+    PARTS,
+    ROWS,
     Interval,
+    Recipe,
     Run,
+    architectures_table,
     bootstrap,
     correct_by_clip,
     difference_interval,
+    difference_table,
     interval,
     markdown_table,
     read_runs,
     readme_table,
+    rows_of,
     summarise,
+    time_table,
     write_readme_table,
     write_run,
 )
 from nlutils.study.cost import HeldBytes, example_input, measure, multiply_adds, parameters, training_memory
+from nlutils.study.fold import full_options
+from nlutils.study.grid import entries
+from nlutils.study.plan import Part
 from nlutils.study.results import read_run
 from nlutils.torch import NonLocalBlock, create_model
 
@@ -207,14 +217,63 @@ def test_the_table_has_a_row_an_architecture(tmp_path):
     assert (rows[0].folds, rows[0].seeds, rows[0].accuracy.value) == (2, 1, 0.5)
     lines = markdown_table(rows).splitlines()
     assert len(lines) == 5
-    assert lines[2].startswith("| C3D-style, 3D | flow | 50 % (")
+    assert lines[2].startswith("| C3D-style, 3D (Tran et al. 2015) | flow | 50 % (")
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_published_input_and_flow_stand_in_one_line():
+    runs = [
+        a_run([True, False], row="c3d_small"),
+        replace(a_run([False, False], row="c3d_small-rgb"), input="rgb"),
+    ]
+    runs.append(replace(a_run([True, True], row="two_stream_small"), input="rgb+flow"))
+    lines = architectures_table(summarise(runs)).splitlines()[2:]
+    assert lines[0].startswith("| C3D-style, 3D (Tran et al. 2015) | rgb: 0 % (0 to 0) | 50 % (")
+    assert lines[1].startswith("| two-stream (Simonyan, Zisserman 2014) | rgb+flow: 100 % (100 to 100) | – |")
+    assert len(lines) == 2
+
+
+def test_differences_to_the_reference_are_paired_and_of_the_same_seeds():
+    """Seed 1, which the other row lacks, is wrong throughout and has no say in the difference."""
+    part = Part("trial", ("c3d_small", "c3d_small_uniform"), "c3d_small")
+    runs = [
+        a_run([True, True, False, False]),
+        a_run([False] * 4, seed=1),
+        a_run([True, True, True, False], row="c3d_small_uniform"),
+    ]
+    lines = difference_table(runs, part).splitlines()[2:]
+    assert lines[0].startswith("| C3D-style, 3D (Tran et al. 2015) | 2 | 25 % (")
+    assert "| +25 (+0 to +75) |" in lines[1]
+    with pytest.raises(ValueError, match="no run of the rows c3d_small_uniform is recorded"):
+        difference_table(runs[:2], part)
+
+
+def test_other_orders_of_time_have_a_column_each():
+    views = {"reversed": [1, 1], "shuffled": [0, 1], "one_step": [0, 0]}
+    table = time_table([replace(a_run([True, True]), views=views), a_run([True], row="other")])
+    assert table.splitlines()[2] == "| C3D-style, 3D (Tran et al. 2015) | flow | 100 % | 0 % | 50 % | 100 % |"
+    assert len(table.splitlines()) == 3
+
+
+def test_every_row_of_the_plan_can_be_made_and_belongs_to_a_part():
+    assert {row for part in PARTS.values() for row in part.rows} == set(ROWS)
+    assert all(part.reference in (*part.rows, "") for part in PARTS.values())
+    for row, entry in entries(ROWS).items():
+        recipe = Recipe().replace(**entry.recipe)
+        with torch.device("meta"):
+            create_model(entry.model, 8, **full_options(entry.model, entry.options, recipe))
+        assert entry.title, row
+    assert len({entry.title for row, entry in ROWS.items() if not row.endswith("-rgb")}) == sum(
+        not row.endswith("-rgb") for row in ROWS
+    )
+    with pytest.raises(ValueError, match="row='c4d'"):
+        rows_of(["c4d"])
 
 
 def test_rows_that_are_not_comparable_make_no_readme_table(tmp_path):
     for row, fold in (("c3d_small", 0), ("c3d_small", 1), ("cnn_rnn", 0)):
         write_run(a_run([True, False], row=row, fold=fold), tmp_path)
-    with pytest.raises(ValueError, match="differ in their recipe, clips, folds or seeds"):
+    with pytest.raises(ValueError, match="differ in their recipe, clips or folds"):
         readme_table("trial", tmp_path)
 
 
@@ -225,7 +284,7 @@ def test_the_readme_is_written_from_the_records(tmp_path):
     readme.write_text("before\n<!-- comparison: by x -->\nold\n<!-- /comparison -->\nafter\n")
     text = write_readme_table("trial", readme, tmp_path)
     page = readme.read_text()
-    assert page.startswith("before\n<!-- comparison: by x -->\n| architecture |")
+    assert page.startswith("before\n<!-- comparison: by x -->\n| architecture | published input | on flow |")
     assert page.endswith("<!-- /comparison -->\nafter\n")
     assert "\nold\n" not in page
     assert "noise; 2 clips" in text

@@ -504,3 +504,18 @@ def test_two_processes_record_what_one_does(inputs, tmp_path):
     one = run_study("one", **told, log=lambda line: None)
     two = run_study("two", **told, jobs=2, log=lambda line: None)
     assert [run.logits for run in one] == [run.logits for run in two]
+
+
+def test_a_network_without_weights_is_fitted_alone(inputs, monkeypatch):
+    """idt: no loss, no training step, what is fitted is counted, and the kept state is read again."""
+    monkeypatch.setattr("nlutils.study.fold.train", lambda *_, **__: pytest.fail("nothing is to be trained"))
+    options = {"step": 4, "length": 3, "patch": 8, "components": 2, "gaussians": 2}
+    options["limits"] = {"least_spread": 0, "least_motion": 0}
+    run = run_fold(inputs, "idt", 0, TINY, options=options)
+    assert (run.input, run.losses, len(run.logits), len(run.logits[0])) == ("rgb", [], 4, 2)
+    assert run.accuracy == np.mean(run.right)
+    # Mean and projection of five kinds, mixtures of 2 in 2 numbers, the SVM's weights and biases.
+    widths = (6, 96, 108, 96, 96)
+    assert run.cost["parameters"] == sum(3 * width + 10 for width in widths) + 2 * (5 * 8 + 1)
+    assert (run.cost["multiply_adds"], run.cost["training_mb"]) == (None, None)
+    assert run.cost["forward_ms"] > 0

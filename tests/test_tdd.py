@@ -189,6 +189,25 @@ def test_the_streams_alone_are_a_two_stream_network(eight):
     assert torch.allclose(model.loss(x, labels), -votes[:, torch.arange(8), labels].mean(1).sum(), atol=1e-5)
 
 
+def test_the_loss_looks_at_some_pictures_of_a_clip(eight):
+    x, labels = eight
+    whole, some = (TDD(6, **SMALL, pictures=pictures).eval() for pictures in (None, 16))
+    some.load_state_dict(whole.state_dict())
+    assert torch.allclose(some.loss(x, labels), whole.loss(x, labels), atol=1e-5)
+    # Distinct times, the same ones of both streams, drawn from PyTorch's generator.
+    some.pictures = 3
+    torch.manual_seed(5)
+    loss = some.loss(x, labels)
+    torch.manual_seed(5)
+    times = torch.randperm(16)[:3]
+    votes = [votes[:, times].log_softmax(-1).mean(1) for votes in whole.streams(x)]
+    assert torch.allclose(loss, -sum(vote[torch.arange(8), labels].mean() for vote in votes), atol=1e-5)
+    assert not torch.allclose(some.loss(x, labels), loss, atol=1e-5)
+    some.pictures = 17
+    with pytest.raises(ValueError, match="pictures=17 cannot be drawn from clips of 16 frames"):
+        some.loss(x, labels)
+
+
 def test_wrong_options_are_named():
     with pytest.raises(ValueError, match="spatial_layers='fc6' is not known; use one of 'conv1'"):
         TDD(2, spatial_layers=("fc6",))
@@ -204,6 +223,8 @@ def test_wrong_options_are_named():
         ({"sizes": (1.0, 1)}, r"sizes=\(1.0, 1.0\) has a value twice"),
         ({"cost": -1}, "cost=-1 must be a finite number above 0"),
         ({"components": 0}, "components=0"),
+        ({"pictures": 0}, "pictures=0 must be a whole number"),
+        ({"samples": 0}, "samples=0 must be a whole number"),
         ({"gaussians": 1.5}, "gaussians=1.5"),
         ({"dropout": 2}, "dropout=2 must be a number from 0 to 1"),
         ({"limits": {"most": 1}}, "limits='most' is not known"),

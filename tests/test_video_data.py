@@ -15,7 +15,7 @@ from nlutils.video import catalogue, jhmdb
 from nlutils.video.cache import file_digest
 from nlutils.video.catalogue import data_set, describe_source, open_clips
 from nlutils.video.decoding import decode
-from nlutils.video.folder import check_folder, open_folder, report_folder
+from nlutils.video.folder import check_folder, open_folder, report_folder, study_folds, weak_classes
 from nlutils.video.jhmdb import open_jhmdb, verify
 from nlutils.video.labels import assign_folds, group_of
 
@@ -322,6 +322,37 @@ def test_folders_that_cannot_be_used(tmp_path, capsys):
     assert any("fewer than two folds" in fault.cause for fault in check_folder(single))
     (single / "labels.csv").write_bytes(b"\xff\xfe\x00")
     assert "not a CSV file in UTF-8" in check_folder(single)[0].cause
+
+
+def test_a_folder_without_two_classes_to_tell_apart_is_a_fault(tmp_path):
+    root = _own_folder(tmp_path / "mine", groups=2)
+    shutil.rmtree(root / "rise")
+    (fault,) = check_folder(root)
+    assert fault.path == str(root)
+    assert fault.cause.startswith("one class only, 'fall'")
+    with pytest.raises(ValueError, match="mine: one class only"):
+        study_folds(root)
+
+
+def test_a_class_that_cannot_be_learned_and_tested_is_a_fault(tmp_path, capsys):
+    root = _own_folder(tmp_path / "mine", groups=3)
+    for number in (1, 2):
+        (root / "rise" / f"take{number}.mp4").unlink()
+    (fault,) = check_folder(root)
+    assert fault.path == str(root / "rise")
+    assert fault.cause.startswith("all its clips lie in fold 0, so it is tested only by networks that never")
+    assert study_folds(root) == [0, 1, 2]
+    write_video(root / "rise" / "take2.mp4", grey_steps(5))
+    assert report_folder(root) == 0
+    assert "5 clips in 2 classes and 3 folds, no faults\n5 folds are usual" in capsys.readouterr().out
+
+
+def test_weak_classes_are_those_of_no_clips_or_of_one_fold():
+    weak = weak_classes(["a", "b", "c"], [("a", 0), ("a", 1), ("b", 1), ("b", 1)])
+    assert weak.keys() == {"b", "c"}
+    assert "fold 1" in weak["b"]
+    assert weak["c"] == "the class has no clips"
+    assert weak_classes(["a", "b"], [("a", 0), ("b", 0)]) == {}
 
 
 def test_groups_from_names():

@@ -1,11 +1,16 @@
 """The study: train, test and measure networks on clips, and record what comes out."""
 
+from nlutils.study.choice import chosen, pairs, validation_accuracy
 from nlutils.study.cost import example_input, measure, multiply_adds, parameters
 from nlutils.study.evaluate import accuracy, evaluate
+from nlutils.study.figures import comparison_figure, describe
 from nlutils.study.fold import best_device, run_fold
 from nlutils.study.grid import Entry
 from nlutils.study.inputs import Inputs, prepare
+from nlutils.study.plan import CANDIDATES, PARTS, ROWS, rows_of
+from nlutils.study.predict import Attention, Prediction, draw_prediction, predict
 from nlutils.study.provenance import code_digest, provenance
+from nlutils.study.readme import readme_table, write_readme_table
 from nlutils.study.recipe import Recipe
 from nlutils.study.results import (
     Interval,
@@ -20,46 +25,61 @@ from nlutils.study.results import (
 from nlutils.study.study import run_study
 from nlutils.study.tables import (
     Row,
-    comparison_figure,
-    describe,
+    architectures_table,
+    by_row,
+    difference_table,
     markdown_table,
-    readme_table,
     summarise,
-    write_readme_table,
+    time_table,
 )
 from nlutils.study.train import seeded, train
 
 __all__ = [
+    "CANDIDATES",
+    "PARTS",
+    "ROWS",
+    "Attention",
     "Entry",
     "Inputs",
     "Interval",
+    "Prediction",
     "Recipe",
     "Row",
     "Run",
     "accuracy",
+    "architectures_table",
     "best_device",
     "bootstrap",
+    "by_row",
+    "chosen",
     "code_digest",
     "comparison_figure",
     "correct_by_clip",
     "describe",
     "difference_interval",
+    "difference_table",
+    "draw_prediction",
     "evaluate",
     "example_input",
     "interval",
     "markdown_table",
     "measure",
     "multiply_adds",
+    "pairs",
     "parameters",
+    "predict",
     "prepare",
     "provenance",
     "read_runs",
     "readme_table",
+    "rows_of",
     "run_fold",
     "run_study",
     "seeded",
     "summarise",
+    "time_table",
     "train",
+    "validation_accuracy",
     "write_readme_table",
     "write_run",
 ]

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from nlutils.study import distributed
 from nlutils.study.recipe import Recipe
 
 __all__ = ["Objective", "autocast", "channels_last", "objective"]
@@ -47,7 +48,21 @@ class Objective(nn.Module):
         return self.model.loss(x, targets)
 
 
-def objective(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """The loss of `model` as a module of (x, targets), compiled if the recipe says so."""
+def objective(model: nn.Module, recipe: Recipe):
+    """The loss of `model`, called with (x, targets) of a batch; compiled if the recipe says so.
+
+    Of several processes (`nlutils.study.distributed`) each works on a part of the batch, and gradients are
+    those of the whole batch. Raises ValueError when they are told to compile: the compiler would not see what
+    they share.
+    """
     made = Objective(model)
-    return torch.compile(made) if recipe.compile else made
+    if distributed.count() == 1:
+        return torch.compile(made) if recipe.compile else made
+    if recipe.compile:
+        raise ValueError(
+            f"compile={recipe.compile!r} with {distributed.count()} processes is not supported; "
+            "set compile=False, or train with one process"
+        )
+    from nlutils.study.whole_batch import SharedObjective  # nobody else needs it
+
+    return SharedObjective(made)

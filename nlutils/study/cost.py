@@ -39,13 +39,18 @@ HOW = (
 
 def example_input(model, frames: int, size, batch: int = 1):
     """Random input of the right shape: (batch, C, frames, *size), a tuple of them for several streams."""
-    device = next(model.parameters()).device
+    device = _device(model)
     draw = torch.Generator().manual_seed(0)
     kinds = (model.input,) if isinstance(model.input, str) else model.input
     made = tuple(
         torch.randn(batch, INPUT_CHANNELS[kind], frames, *size, generator=draw).to(device) for kind in kinds
     )
     return made[0] if isinstance(model.input, str) else made
+
+
+def _device(model) -> torch.device:
+    """Where the weights lie; the CPU for a model that has none."""
+    return next((weight.device for weight in model.parameters()), torch.device("cpu"))
 
 
 def parameters(model) -> int:
@@ -75,7 +80,7 @@ def forward_milliseconds(model, x, repeats: int = 9) -> float:
     synchronised.
     """
     model.eval()
-    on_gpu = next(model.parameters()).is_cuda
+    on_gpu = _device(model).type == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time
     times = []
     for _ in range(repeats + 2):
@@ -149,12 +154,14 @@ class HeldBytes(TorchDispatchMode):
 def measure(model, x, batch) -> dict:
     """All of it, as the results record it: one clip `x`, and a training step of the clips `batch`.
 
+    `parameters` are all numbers learnt, those of a second stage (PCA, mixtures, SVM) included. A network
+    whose weights no gradient trains has no multiply-adds that the counter knows, and no training step: None.
     Changes the model's batch statistics: measure a copy.
     """
     return {
-        "parameters": parameters(model),
-        "multiply_adds": multiply_adds(model, x),
+        "parameters": parameters(model) + model.fitted_numbers(),
+        "multiply_adds": multiply_adds(model, x) if model.trains else None,
         "forward_ms": round(forward_milliseconds(model, x), 2),
-        "training_mb": round(training_memory(model, batch) / 1e6, 1),
+        "training_mb": round(training_memory(model, batch) / 1e6, 1) if model.trains else None,
         "how": HOW,
     }

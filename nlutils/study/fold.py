@@ -12,6 +12,7 @@ from nlutils.study.inputs import Inputs
 from nlutils.study.provenance import provenance
 from nlutils.study.recipe import TIMES, Recipe
 from nlutils.study.results import Run
+from nlutils.study.start import begin
 from nlutils.study.train import central_crops, seeded, train
 from nlutils.study.weights import keep_weights
 from nlutils.torch.models import create_model, model_options
@@ -45,6 +46,7 @@ def run_fold(
 
     Networks of one stream get `recipe.input` unless `options` name another. `fold` may be several,
     (0, 3), which are left out and tested together. `keep` is a path that the trained weights are written to.
+    `seconds` and `cost` of the result are those of this training, whatever weights `recipe.init` began with.
     """
     device = torch.device(device) if device is not None else best_device()
     source = provenance(device)  # taken first: the files may change while the run goes on
@@ -53,8 +55,11 @@ def run_fold(
     inputs = inputs.to(device)
     with seeded(recipe.seed):
         model = create_model(name, len(inputs.classes), **options).to(device)
+    begun = begin(model, name, options, recipe, inputs, fold, progress=progress)
     start, start_processor = time.perf_counter(), time.process_time()
-    losses = train(model, inputs, train_on, recipe, checkpoint=checkpoint, progress=progress)
+    losses = []
+    if model.trains:
+        losses = train(model, inputs, train_on, recipe, checkpoint=checkpoint, progress=progress)
     if model.second_stage:
         model.fit(central_crops(model.input, inputs, train_on, recipe))
     trained, trained_processor = time.perf_counter(), time.process_time()
@@ -102,9 +107,11 @@ def run_fold(
         labels=inputs.labels[test_on].tolist(),
         logits=logits.tolist(),
         views=views,
+        start=begun.record,
     )
     if keep is not None:
-        keep_weights(keep, model, result)
+        seen = [(inputs.name, inputs.names[i], inputs.groups[i]) for i in train_on.tolist()]
+        keep_weights(keep, model, result, [*begun.seen, *seen])
     return result
 
 

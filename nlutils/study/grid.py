@@ -3,15 +3,17 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from nlutils.arguments import one_of
 from nlutils.paths import cache_root
 from nlutils.study.fold import full_options, run_name
 from nlutils.study.inputs import Inputs
-from nlutils.study.provenance import code_digest
+from nlutils.study.provenance import ROOMS, code_digest
 from nlutils.study.recipe import Recipe
 from nlutils.study.results import Run, read_run, run_path
+from nlutils.study.start import start_digest, start_path
 from nlutils.torch.models import model_options
 
 __all__ = ["Cell", "Entry", "entries"]
@@ -19,11 +21,16 @@ __all__ = ["Cell", "Entry", "entries"]
 
 @dataclass(frozen=True)
 class Entry:
-    """What a row of the table trains: a network, its options, and how its recipe differs from the study's."""
+    """What a row of the table trains: a network, its options, and how its recipe differs from the study's.
+
+    `title` is what tables call the row; `framework` trains it, "torch" or "keras".
+    """
 
     model: str
     options: Mapping = field(default_factory=dict)
     recipe: Mapping = field(default_factory=dict)
+    title: str = ""
+    framework: str = "torch"
 
 
 def entries(models) -> dict[str, Entry]:
@@ -40,13 +47,18 @@ def entries(models) -> dict[str, Entry]:
         allowed = model_options(entry.model)
         if unknown := sorted(set(entry.options) - set(allowed)):
             raise TypeError(f"{entry.model} has no option {unknown[0]!r}; it has {', '.join(allowed)}")
+        if one_of("framework", entry.framework, ROOMS) == "keras":
+            from nlutils.keras.models import model_options as keras_options  # PyTorch users never import it
+
+            keras_options(entry.model)  # raises for a network that Keras does not have
         Recipe().replace(**entry.recipe)
         if shared := sorted({"frames", "resize", "seed"} & set(entry.recipe)):
             raise ValueError(
                 f"{row} sets {shared[0]}={entry.recipe[shared[0]]!r}, which all rows of a study share; "
                 "give it to the study's recipe"
             )
-        made[row] = Entry(entry.model, json.loads(json.dumps(dict(entry.options))), dict(entry.recipe))
+        options = json.loads(json.dumps(dict(entry.options)))
+        made[row] = replace(entry, options=options, recipe=dict(entry.recipe))
     return made
 
 
@@ -60,6 +72,7 @@ class Cell:
     options: Mapping
     fold: int | tuple[int, ...]
     recipe: Recipe
+    framework: str = "torch"
 
     @property
     def name(self) -> str:
@@ -75,25 +88,53 @@ class Cell:
         test_on = inputs.split(self.fold)[1].tolist()
         clips = [(inputs.names[i], inputs.groups[i], int(inputs.labels[i])) for i in test_on]
         options = full_options(self.model, self.options, self.recipe)
-        wanted = (self.model, options, self.recipe.settings(), inputs.source, inputs.classes, clips)
+        wanted = (
+            self.framework,
+            self.model,
+            options,
+            self.recipe.settings(),
+            inputs.source,
+            inputs.classes,
+            clips,
+        )
         seen = list(zip(run.names, run.groups, run.labels, strict=True))
-        found = (run.model, run.options, run.recipe, run.data["source"], tuple(run.classes), seen)
+        found = (
+            run.framework,
+            run.model,
+            run.options,
+            run.recipe,
+            run.data["source"],
+            tuple(run.classes),
+            seen,
+        )
         if found != wanted:
             raise ValueError(
                 f"{path} was recorded with other settings or clips; "
                 "give this study another name, or delete the file"
             )
+        if (now := self._start()) and now != run.start.get("sha256"):
+            raise ValueError(
+                f"{path} was recorded with another content of {self.recipe.init}; "
+                "give this study another name, or delete the file"
+            )
         return run
+
+    def _start(self) -> str:
+        """The digest of the file that the run starts from; "" when it names none, or one that is gone."""
+        path = start_path(self.recipe, self.fold)
+        return start_digest(self.recipe, self.fold) if path is not None and path.is_file() else ""
 
     def checkpoint(self, inputs: Inputs) -> Path:
         """Where the unfinished run is kept: a name that changes with everything that the run depends on."""
         told = json.dumps(
             [
-                code_digest(),
+                code_digest(self.framework),
+                self.framework,
                 self.model,
                 full_options(self.model, self.options, self.recipe),
                 self.fold,
                 self.recipe.settings(),
+                self._start(),
                 inputs.source,
                 inputs.names,
                 inputs.classes,

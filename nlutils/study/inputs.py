@@ -16,7 +16,7 @@ from nlutils.arguments import one_of
 from nlutils.study.recipe import TIMES
 from nlutils.torch.models.common import INPUT_CHANNELS
 from nlutils.video.cache import cached_array
-from nlutils.video.clips import Clip, ClipSet
+from nlutils.video.clips import ClipSet
 from nlutils.video.flow import optical_flow
 from nlutils.video.sampling import segment_indices
 
@@ -169,8 +169,8 @@ def prepare(
         raise ValueError(f"{clips.name} has no clips")
     stored_frames, stored_flow = [], []
     for clip in _progress(clips.clips, progress):
-        picked = _pick(clip, frames + 1)
-        stored_frames.append(_resized(picked, resize).transpose(3, 0, 1, 2))
+        picked = evenly(clip.frames(), frames + 1)
+        stored_frames.append(resized(picked, resize).transpose(3, 0, 1, 2))
         if flow:
             stored_flow.append(_cached_flow(picked, resize).transpose(3, 0, 1, 2))
     return Inputs(
@@ -187,13 +187,13 @@ def prepare(
     )
 
 
-def _pick(clip: Clip, count: int) -> np.ndarray:
-    """`count` frames, evenly spread over the clip; a short clip shows some of them twice."""
-    frames = clip.frames()
+def evenly(frames: np.ndarray, count: int) -> np.ndarray:
+    """`count` of a clip's frames (T, ...), evenly spread; a short clip shows some of them twice."""
     return frames[segment_indices(len(frames), count)]
 
 
-def _resized(frames: np.ndarray, size) -> np.ndarray:
+def resized(frames: np.ndarray, size) -> np.ndarray:
+    """uint8 (T, H, W, 3) -> (T, *size, 3), each pixel the mean over its area."""
     height, width = size
     if frames.shape[1:3] == (height, width):
         return frames

@@ -1,18 +1,221 @@
-"""What the comparison on `core8` trains: its rows, and the settings among which validation chooses."""
+"""What the comparison on `core8` trains: every row, the parts that rows form, the settings to choose from.
 
-from itertools import combinations
+A row without a suffix sees optical flow, the input that is the same for all; `-rgb` is the published input of
+networks of one stream. Networks of several streams have the input that they were published with.
+"""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nlutils.arguments import one_of
 from nlutils.study.grid import Entry
 
-__all__ = ["CANDIDATES", "pairs"]
+__all__ = ["CANDIDATES", "PARTS", "ROWS", "Part", "rows_of"]
+
+# Networks of one stream: (row, title, network, options).
+_ONE_STREAM = (
+    ("frame_average", "frame averaging, 2D", "frame_average", {}),
+    ("pooling", "2D, maximum over time (Ng et al. 2015)", "pooling_small", {"pooling": "conv"}),
+    ("cnn_rnn", "CNN+LSTM (Donahue et al. 2015)", "cnn_rnn", {}),
+    ("cnn_gru", "CNN+GRU", "cnn_rnn", {"cell": "gru"}),
+    ("c3d_small", "C3D-style, 3D (Tran et al. 2015)", "c3d_small", {}),
+    (
+        "c2d_non_local",
+        "2D + 2 non-local blocks (Wang et al. 2018)",
+        "c2d_small",
+        {"non_local": [2, 3], "block": {"subsample": "before"}},
+    ),
+    ("c3d_small_non_local", "3D + 2 non-local blocks (Wang et al. 2018)", "c3d_small_non_local", {}),
+    (
+        "c3d_cgnl",
+        "3D + 2 compact generalized blocks (Yue et al. 2018)",
+        "c3d_small",
+        {"non_local": [2, 3], "kind": "compact_generalized"},
+    ),
+)
+
+_TRACKS = {"step": 3, "median": 3, "limits": {"least_spread": 0, "least_motion": 1e-3}}
+
+_STREAMS = {
+    "ji": Entry(
+        "ji_2010",
+        {"frames": 16, "size": [40, 56], "features": 32},
+        title="3D CNN with hardwired layer (Ji et al. 2010)",
+    ),
+    "two_stream_small": Entry("two_stream_small", title="two-stream (Simonyan, Zisserman 2014)"),
+    "fused_two_stream": Entry("fused_two_stream_small", title="fused streams (Feichtenhofer et al. 2016)"),
+    "st_resnet": Entry("st_resnet_small", title="residual streams (Feichtenhofer et al. 2016)"),
+    "idt": Entry(
+        "idt",
+        {**_TRACKS, "patch": 16, "gaussians": 16, "samples": 20_000},
+        title="improved dense trajectories (Wang, Schmid 2013)",
+    ),
+    "tdd": Entry(
+        "tdd",
+        {
+            **_TRACKS,
+            "width": 12,
+            "pictures": 4,
+            "sizes": [2.0, 1.0],
+            "components": 32,
+            "gaussians": 16,
+            "samples": 20_000,
+        },
+        title="trajectory-pooled descriptors (Wang et al. 2015)",
+    ),
+    "two_stream_3d": Entry(
+        "two_stream_3d_small", {"inputs": ["rgb", "flow"]}, title="two-stream 3D (Carreira, Zisserman 2017)"
+    ),
+    "two_stream_3d-motion": Entry(
+        "two_stream_3d_small",
+        {"inputs": ["differences", "flow"]},
+        title="two-stream 3D, differences and flow",
+    ),
+    "two_stream_3d_non_local-motion": Entry(
+        "two_stream_3d_small",
+        {"inputs": ["differences", "flow"], "non_local": [2, 3], "block": {"subsample": "before"}},
+        title="two-stream 3D + 2 non-local blocks each, differences and flow",
+    ),
+}
 
 
+def _controls() -> dict[str, Entry]:
+    """The 3D network with another block in the non-local block's place, and both of them without time."""
+    made = {}
+    for kind, title in (
+        ("uniform", "uniform average in the map's place"),
+        ("window", "attention in a window of 3 x 3 x 3"),
+        ("convolution", "as many weights in a convolution"),
+    ):
+        block = {} if kind in ("window", "convolution") else {"subsample": "before"}
+        options = {"non_local": [2, 3], "kind": kind, "block": block}
+        made[f"c3d_small_{kind}"] = Entry("c3d_small", options, title=f"3D, {title}")
+    for time, title in (
+        ("one_step", "one step"),
+        ("shuffled", "shuffled steps"),
+        ("reversed", "reversed film"),
+    ):
+        for row, name in (("c3d_small", "3D"), ("c3d_small_non_local", "3D + blocks")):
+            made[f"{row}-{time}"] = Entry(row, {}, {"time": time}, title=f"{name}, {title}")
+    return made
 
-def _non_local(recipe=None, **options):
+
+def _ablations() -> dict[str, Entry]:
+    """Table 2 of Wang et al. 2018 in small: one thing changed at a time in the blocks of the 3D network."""
+
+    def non_local(title, **options):
+        return Entry("c3d_small_non_local", options, title=title)
+
+    def blocks(title, stages=(2, 3), **block):
+        options = {"non_local": list(stages), "block": {"subsample": "before", **block}}
+        return Entry("c3d_small", options, title=title)
+
+    return {
+        "nl-gaussian": non_local("Gaussian", instantiation="gaussian"),
+        "nl-dot_product": non_local("dot product", instantiation="dot_product"),
+        "nl-concatenation": non_local("concatenation", instantiation="concatenation"),
+        "nl-scaled": non_local("embedded Gaussian, scaled logits", scale=True),
+        "nl-stage2": non_local("one block, stage 2", non_local=[2]),
+        "nl-stage3": non_local("one block, stage 3", non_local=[3]),
+        "nl-stage4": non_local("one block, stage 4", non_local=[4]),
+        "nl-three": non_local("three blocks, stages 2 to 4", non_local=[2, 3, 4]),
+        "nl-all_keys": non_local("no sub-sampling", subsample=None),
+        "nl-after": non_local("sub-sampling behind the embedding", subsample="after"),
+        "nl-space": blocks("space alone", attention="space"),
+        "nl-time": blocks("time alone", attention="time", subsample=None),
+        "nl-cgnl-rbf": Entry(
+            "c3d_small",
+            {"non_local": [2, 3], "kind": "compact_generalized", "block": {"kernel": "rbf"}},
+            title="compact generalized, RBF kernel",
+        ),
+    }  # fmt: skip
+
+
+_KERAS = {
+    "keras_c3d_small": Entry("c3d_small", title="3D, in Keras", framework="keras"),
+    "keras_c3d_small_non_local": Entry(
+        "c3d_small_non_local", title="3D + 2 non-local blocks, in Keras", framework="keras"
+    ),
+}
+
+_PRETRAINED = {
+    f"{row}-procedural": Entry(row, {}, {"init": "procedural"}, title=f"{title}, first on procedural clips")
+    for row, title in (("c3d_small", "3D"), ("c3d_small_non_local", "3D + blocks"))
+}
+
+ROWS = {
+    **{row: Entry(name, options, title=title) for row, title, name, options in _ONE_STREAM},
+    **{
+        f"{row}-rgb": Entry(name, {**options, "input": "rgb"}, title=title)
+        for row, title, name, options in _ONE_STREAM
+    },
+    **_STREAMS,
+    **_controls(),
+    **_ablations(),
+    **_KERAS,
+    **_PRETRAINED,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that are shown together; `reference` is the one that the others are compared with."""
+
+    title: str
+    rows: tuple[str, ...]
+    reference: str = ""
+    seeds: tuple[int, ...] = (0,)
+
+
+_HEADLINE = (
+    "c3d_small",
+    "c3d_small_non_local",
+    "c3d_small_uniform",
+    "c3d_small_window",
+    "c3d_small_convolution",
+)
+
+PARTS = {
+    "architectures": Part(
+        "every architecture, one budget",
+        tuple(row for row, *_ in _ONE_STREAM)
+        + tuple(f"{row}-rgb" for row, *_ in _ONE_STREAM)
+        + tuple(_STREAMS),
+    ),
+    "controls": Part("what is left when the block is not non-local", _HEADLINE, "c3d_small", (0, 1, 2)),
+    "time": Part(
+        "what is left of time",
+        ("c3d_small", "c3d_small_non_local", *(row for row in _controls() if "-" in row)),
+        "c3d_small",
+    ),
+    "blocks": Part(
+        "which block, where, how many",
+        ("c3d_small", "c3d_small_non_local", *_ablations(), "c3d_cgnl"),
+        "c3d_small_non_local",
+    ),
+    "keras": Part(
+        "the same two networks in both frameworks",
+        ("c3d_small", "c3d_small_non_local", *_KERAS),
+        "c3d_small",
+    ),
+    "pretrained": Part(
+        "first trained on procedural actions",
+        ("c3d_small", "c3d_small_non_local", *_PRETRAINED),
+        "c3d_small",
+    ),
+}
+
+
+def rows_of(names: Iterable[str]) -> dict[str, Entry]:
+    """{row: Entry} of the rows called so; ValueError for one that is not in the plan."""
+    return {name: ROWS[one_of("row", name, ROWS)] for name in names}
+
+
+def _candidate(recipe=None, **options):
     return Entry("c3d_small_non_local", options, recipe or {})
 
 
-# Settings for the 3D network with and without blocks, tried on the training folds alone (`nlutils.study.choice`).
+# Settings for the 3D network with and without blocks, tried on training folds alone (`nlutils.study.choice`).
 CANDIDATES = {
     "c3d_small": {
         "default": Entry("c3d_small"),
@@ -23,19 +226,14 @@ CANDIDATES = {
         "slow": Entry("c3d_small", {}, {"lr": 2.5e-3}),
     },
     "c3d_small_non_local": {
-        "default": _non_local(),
-        "scaled": _non_local(scale=True),
-        "late": _non_local(non_local=[3]),
-        "last": _non_local(non_local=[4]),
-        "dot_product": _non_local(instantiation="dot_product"),
-        "all_keys": _non_local(subsample=None),
-        "slow_blocks": _non_local({"block_lr": 0.2}),
-        "fast_blocks": _non_local({"block_lr": 3.0}),
-        "smoothed": _non_local({"label_smoothing": 0.1}),
+        "default": _candidate(),
+        "scaled": _candidate(scale=True),
+        "late": _candidate(non_local=[3]),
+        "last": _candidate(non_local=[4]),
+        "dot_product": _candidate(instantiation="dot_product"),
+        "all_keys": _candidate(subsample=None),
+        "slow_blocks": _candidate({"block_lr": 0.2}),
+        "fast_blocks": _candidate({"block_lr": 3.0}),
+        "smoothed": _candidate({"label_smoothing": 0.1}),
     },
 }
-
-
-def pairs(folds) -> list[tuple[int, int]]:
-    """Every two of `folds`: what is left out together when settings are chosen."""
-    return list(combinations(folds, 2))

@@ -12,15 +12,28 @@ from nlutils.origin import commit, digest, processor
 
 __all__ = ["code_digest", "provenance"]
 
-ROOMS = ("architectures", "torch", "study", "video")
+# By the framework that trains; Keras starts with PyTorch's weights.
+ROOMS = {"torch": ("architectures", "exchange", "torch", "study", "video")}
+ROOMS["keras"] = (*ROOMS["torch"], "keras")
+# These choose rows or show results; no result depends on them.
+SHOWING = (
+    "choice.py",
+    "command.py",
+    "figures.py",
+    "listing.py",
+    "plan.py",
+    "predict.py",
+    "readme.py",
+    "tables.py",
+)
 
 
 @functools.cache
-def code_digest() -> str:
-    """The digest of what a result depends on, the Python files of `ROOMS`, taken once a process."""
+def code_digest(framework: str = "torch") -> str:
+    """The digest of what a result depends on, the Python files of its rooms, taken once a process."""
     package = Path(__file__).resolve().parent.parent
-    sources = (path for room in ROOMS for path in (package / room).rglob("*.py"))
-    return digest((path for path in sources if path.name != "tables.py"), package)  # that one only shows
+    sources = (path for room in ROOMS[framework] for path in (package / room).rglob("*.py"))
+    return digest((path for path in sources if path.name not in SHOWING), package)
 
 
 def provenance(device: torch.device) -> dict:

@@ -22,7 +22,9 @@ class Run:
     """One run as it is recorded. `logits[i]` belongs to the clip `names[i]` of class `classes[labels[i]]`.
 
     `fold` is a list where several were left out together. `views[time][i]` is the class that the trained
-    network names for the clip `names[i]` when its steps come in that order.
+    network names for the clip `names[i]` when its steps come in that order. `start` says where its first
+    weights came from, as `nlutils.study.start.Start.record`; {} where they were drawn. `framework` trained
+    it: "torch" or "keras".
     """
 
     study: str
@@ -46,6 +48,8 @@ class Run:
     labels: list
     logits: list
     views: dict = field(default_factory=dict)
+    start: dict = field(default_factory=dict)
+    framework: str = "torch"
 
     @property
     def right(self) -> np.ndarray:

@@ -1,25 +1,32 @@
-"""The comparison as a table and a picture, both drawn from recorded runs."""
+"""The comparison as tables in Markdown, computed from recorded runs."""
 
-import json
-import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from nlutils.paths import atomic_path, project_root, results_root
-from nlutils.study.results import Interval, Run, interval, read_runs
+import numpy as np
+
+from nlutils.study.plan import ROWS, Part
+from nlutils.study.results import Interval, Run, difference_interval, interval
 from nlutils.torch.models import list_models, model_title
 
-__all__ = ["Row", "comparison_figure", "markdown_table", "summarise", "write_readme_table"]
+__all__ = [
+    "Row",
+    "architectures_table",
+    "by_row",
+    "difference_table",
+    "markdown_table",
+    "summarise",
+    "time_table",
+    "title_of",
+]
 
-# The README's comment lines around the comparison; the first may also name the command that writes it.
-MARKS = re.compile(r"(<!-- comparison\b[^>]*-->).*?(<!-- /comparison -->)", re.DOTALL)
+PUBLISHED = "-rgb"  # the rows with the input that networks of one stream were published with
 
 
 @dataclass(frozen=True)
 class Row:
-    """One architecture over all its recorded folds and seeds."""
+    """One row over all its recorded folds and seeds. Rates are clips a second, of one processor on a CPU."""
 
     row: str
     title: str
@@ -30,155 +37,180 @@ class Row:
     folds: int
     seeds: int
     parameters: int
-    multiply_adds: int
+    multiply_adds: int | None
     forward_ms: float
-    training_mb: float
+    training_mb: float | None
     seconds: float
+    train_rate: float
+    test_rate: float
+
+
+def by_row(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """{row: its runs}, rows of the plan in its order, then the networks' names, others by name."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.row, []).append(run)
+    order = [*ROWS, *list_models()]
+    names = sorted(found, key=lambda row: (order.index(row) if row in order else len(order), row))
+    return {name: found[name] for name in names}
+
+
+def title_of(row: str) -> str:
+    """What tables call `row`."""
+    if row in ROWS:
+        return ROWS[row].title
+    return model_title(row) if row in list_models() else row
 
 
 def summarise(runs: Iterable[Run]) -> list[Row]:
-    """A row an architecture, in the order of `list_models()`; others follow by name."""
-    by_row: dict[str, list[Run]] = {}
-    for run in runs:
-        by_row.setdefault(run.row, []).append(run)
-    order = list_models()
-    names = sorted(by_row, key=lambda row: (order.index(row) if row in order else len(order), row))
-    return [_row(by_row[name]) for name in names]
+    """A `Row` for each row that is among `runs`."""
+    return [_row(mine) for mine in by_row(runs).values()]
 
 
 def _row(runs: list[Run]) -> Row:
     folds = [run.accuracy for run in runs]
+    memory = [run.cost["training_mb"] for run in runs if run.cost["training_mb"] is not None]
     return Row(
         row=runs[0].row,
-        title=model_title(runs[0].row) if runs[0].row in list_models() else runs[0].row,
+        title=title_of(runs[0].row),
         input=runs[0].input,
         accuracy=interval(runs),
         lowest_fold=min(folds),
         highest_fold=max(folds),
-        folds=len({run.fold for run in runs}),
+        folds=len({str(run.fold) for run in runs}),
         seeds=len({run.seed for run in runs}),
         parameters=runs[0].cost["parameters"],
         multiply_adds=runs[0].cost["multiply_adds"],
-        # The least of the runs: whatever else a machine does only ever adds time.
+        # The best of the runs: whatever else a machine does only ever adds time.
         forward_ms=min(run.cost["forward_ms"] for run in runs),
-        training_mb=statistics.median([run.cost["training_mb"] for run in runs]),
+        training_mb=statistics.median(memory) if memory else None,
         seconds=statistics.median([run.seconds["train"] for run in runs]),
+        train_rate=max(_train_rate(run) for run in runs),
+        test_rate=max(len(run.names) / max(run.seconds["test"], 1e-2) for run in runs),
     )
+
+
+def _train_rate(run):
+    on_gpu = "gpu" in run.provenance["machine"]
+    seconds = run.seconds["train" if on_gpu or "train_processor" not in run.seconds else "train_processor"]
+    return run.data.get("train", 0) * run.recipe["epochs"] / max(seconds, 1e-2)
+
+
+def _costs(row: Row) -> list[str]:
+    return [
+        f"{row.parameters / 1e3:.0f} k" if row.parameters else "–",
+        f"{row.multiply_adds / 1e6:.0f} M" if row.multiply_adds else "–",
+        f"{row.train_rate:.0f}",
+        f"{row.test_rate:.0f}",
+        "–" if row.training_mb is None else f"{row.training_mb:.0f} MB",
+    ]
+
+
+COSTS = ["weights", "multiply-adds", "clips/s in training", "clips/s in test", "training memory"]
 
 
 def markdown_table(rows: list[Row]) -> str:
     """The rows as a Markdown table: accuracy with its 95 % interval, the folds' range, and the cost."""
-    lines = [
-        "| architecture | input | accuracy (95 % interval) | folds from, to "
-        "| weights | multiply-adds | forward | training memory |",
-        "|:--|:--|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        cells = [
-            row.title,
-            row.input,
-            str(row.accuracy),
-            f"{100 * row.lowest_fold:.0f}, {100 * row.highest_fold:.0f} %",
-            f"{row.parameters / 1e3:.0f} k",
-            f"{row.multiply_adds / 1e6:.0f} M",
-            f"{row.forward_ms:.0f} ms",
-            f"{row.training_mb:.0f} MB",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def comparison_figure(rows: list[Row], chance: float | None = None, title: str = ""):
-    """Accuracy of each row with its 95 % interval, as a Matplotlib figure; `chance` draws a dashed line."""
-    import matplotlib.pyplot as plt
-
-    from nlutils.plots import COLOURS
-
-    fig, ax = plt.subplots(figsize=(7, 0.8 + 0.45 * len(rows)), layout="constrained")
-    for place, row in enumerate(rows):
-        value, low, high = (100 * x for x in (row.accuracy.value, row.accuracy.low, row.accuracy.high))
-        colour = COLOURS["red"] if "non_local" in row.row else COLOURS["blue"]
-        ax.plot([low, high], [place, place], color=colour, linewidth=2)
-        ax.plot(value, place, "o", color=colour)
-        ax.annotate(
-            f"{value:.0f} %", (value, place), (0, 6), textcoords="offset points", ha="center", fontsize=9
-        )
-    if chance is not None:
-        ax.axvline(100 * chance, color=COLOURS["grey"], linestyle="--", linewidth=1)
-        ax.annotate(
-            "chance", (100 * chance, -0.6), (4, 0), textcoords="offset points", color="dimgray", va="center"
-        )
-    ax.set_yticks(range(len(rows)), [f"{row.title} ({row.input})" for row in rows])
-    ax.set_ylim(len(rows) - 0.4, -0.9)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.set_xlim(0, 100)
-    ax.set_xlabel("clips classified right, %, and 95 % interval")
-    ax.set_title(title, fontsize=10)
-    return fig
-
-
-def describe(rows: list[Row]) -> str:
-    """The figure in words, for its alt text."""
-    parts = [f"{row.title} on {row.input} {row.accuracy}" for row in rows]
-    return "Accuracy of each architecture with its 95 % interval: " + "; ".join(parts) + "."
-
-
-def readme_table(study: str = "core8", root=None) -> str:
-    """The README's comparison: the table, the picture, and what the numbers are, from the recorded runs."""
-    runs = read_runs(study, root)
-    rows = summarise(runs)
-    first = runs[0]
-    settings = {json.dumps([{**run.recipe, "seed": 0}, run.data["source"]]) for run in runs}
-    tested = {row.row: sorted((run.fold, run.seed) for run in runs if run.row == row.row) for row in rows}
-    if len(settings) > 1 or len({tuple(cells) for cells in tested.values()}) > 1:
-        raise ValueError(
-            f"the runs of {study!r} differ in their recipe, clips, folds or seeds, so their rows do not "
-            "belong in one table; run the missing ones, or give the others a study of their own"
-        )
-    clips = sum(len(run.names) for run in runs if run.row == first.row and run.seed == first.seed)
-    machine = first.provenance["machine"]
-    where = machine.get("gpu", machine["processor"])
-    return "\n".join(
+    return _table(
+        ["architecture", "input", "accuracy (95 % interval)", "folds from, to", *COSTS],
         [
-            markdown_table(rows),
-            "",
-            f"![{describe(rows)}](data/results/{study}/comparison.png)",
-            "",
-            f"{first.data['source']}; {clips} clips, each tested by a network that saw none of its source. "
-            f"{_count(rows[0].folds, 'fold')}, {_count(rows[0].seeds, 'seed')}, "
-            f"{_count(first.recipe['epochs'], 'epoch')}; chance is {100 / len(first.classes):.1f} %. "
-            "Multiply-adds and forward time are for one clip, training memory is for one step of "
-            f"{first.recipe['batch']} clips. Recorded on {where}, {_count(machine['threads'], 'thread')}; "
-            f"every run with its logits and settings is in `data/results/{study}/`.",
-        ]
+            [
+                row.title,
+                row.input,
+                str(row.accuracy),
+                f"{100 * row.lowest_fold:.0f}, {100 * row.highest_fold:.0f} %",
+                *_costs(row),
+            ]
+            for row in rows
+        ],
+        left=2,
     )
 
 
-def write_readme_table(study: str = "core8", readme=None, root=None) -> str:
-    """Draw `data/results/<study>/comparison.png`, and put the table between the README's two comment marks.
+def architectures_table(rows: list[Row]) -> str:
+    """A line an architecture: accuracy with its published input, accuracy on flow, and the cost.
 
-    Returns the text. Raises ValueError when the README has no such marks.
+    Networks of several streams have one input, the published one. Costs are those of the row on flow.
     """
-    import matplotlib.pyplot as plt
-
-    text = readme_table(study, root)
-    runs = read_runs(study, root)
-    rows = summarise(runs)
-    fig = comparison_figure(rows, 1 / len(runs[0].classes), f"{study}: mean over {rows[0].folds} folds")
-    with atomic_path((Path(root) if root else results_root()) / study / "comparison.png") as temporary:
-        fig.savefig(temporary, dpi=150, metadata={"Software": None})
-    plt.close(fig)
-    readme = Path(readme or project_root() / "README.md")
-    page = readme.read_text(encoding="utf-8")
-    page, found = MARKS.subn(lambda marks: f"{marks[1]}\n{text}\n{marks[2]}", page, count=1)
-    if not found:
-        raise ValueError(
-            f"{readme} has no lines <!-- comparison --> and <!-- /comparison --> around the table"
+    at = {row.row: row for row in rows}
+    lines = []
+    for row in rows:
+        if row.row.endswith(PUBLISHED):
+            continue
+        published = at.get(row.row + PUBLISHED)
+        several = row.input not in ("rgb", "differences", "flow")
+        as_published = row if several else published
+        lines.append(
+            [
+                row.title,
+                f"{as_published.input}: {as_published.accuracy}" if as_published else "–",
+                "–" if several else str(row.accuracy),
+                *_costs(row),
+            ]
         )
-    with atomic_path(readme) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return text
+    return _table(["architecture", "published input", "on flow", *COSTS], lines, left=1)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def difference_table(runs: Iterable[Run], part: Part) -> str:
+    """A line a row of `part`: its accuracy, and how far it is above `part.reference` on the same clips.
+
+    The difference is paired: clip by clip, mean and 95 % interval over source groups.
+    """
+    found = by_row(runs)
+    missing = [row for row in part.rows if row not in found]
+    if missing:
+        raise ValueError(f"no run of the rows {', '.join(missing)} is recorded; run them")
+    lines = []
+    for row in part.rows:
+        mine = found[row]
+        seeds = sorted({run.seed for run in mine} & {run.seed for run in found[part.reference]})
+        if row == part.reference:
+            gain = "–"
+        else:
+            gain = points(
+                difference_interval(
+                    [run for run in mine if run.seed in seeds],
+                    [run for run in found[part.reference] if run.seed in seeds],
+                )
+            )
+        summary = _row(mine)
+        lines.append([summary.title, str(summary.seeds), str(summary.accuracy), gain, *_costs(summary)[:2]])
+    heads = ["row", "seeds", "accuracy (95 % interval)", f"minus {title_of(part.reference)}", *COSTS[:2]]
+    return _table(heads, lines, left=1)
+
+
+def points(difference: Interval) -> str:
+    """A difference in percentage points with its interval: `-6 (-13 to +1)`."""
+    return "{:+.0f} ({:+.0f} to {:+.0f})".format(
+        *(100 * value + 0.0 for value in (difference.value, difference.low, difference.high))
+    )
+
+
+def time_table(runs: Iterable[Run]) -> str:
+    """A line a row: the accuracy of the trained networks when a test clip's steps come in another order."""
+    lines = []
+    for row, mine in by_row(runs).items():
+        mine = [run for run in mine if run.views]
+        if mine:
+            shown = [np.concatenate([run.right for run in mine]).mean()]
+            labels = np.concatenate([run.labels for run in mine])
+            for time in ("reversed", "shuffled", "one_step"):
+                shown.append((np.concatenate([run.views[time] for run in mine]) == labels).mean())
+            lines.append([title_of(row), mine[0].input, *(f"{100 * share:.0f} %" for share in shown)])
+    heads = [
+        "trained on clips as they are, tested on",
+        "input",
+        "as they are",
+        "reversed",
+        "shuffled",
+        "one step",
+    ]
+    return _table(heads, lines, left=2)
+
+
+def _table(heads: list[str], lines: list[list[str]], left: int) -> str:
+    """Markdown; the first `left` columns to the left, the others to the right."""
+    rule = [":--"] * left + ["--:"] * (len(heads) - left)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *lines)).replace(
+        f"| {' | '.join(rule)} |", f"|{'|'.join(rule)}|"
+    )

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from nlutils.paths import atomic_path
+from nlutils.study import distributed
 from nlutils.study.arithmetic import autocast, channels_last, objective
 from nlutils.study.inputs import Inputs
 from nlutils.study.recipe import Recipe
 from nlutils.torch.blocks import CompactGeneralizedNonLocalBlock, NonLocalBlock
 from nlutils.torch.controls import ConvolutionBlock
 
-__all__ = ["central_crops", "seeded", "train"]
+__all__ = ["central_crops", "epoch_batches", "loss_targets", "seeded", "shown_epochs", "train"]
 
 # What `Recipe.block_lr` is about; the other controls are non-local blocks themselves.
 BLOCKS = NonLocalBlock, CompactGeneralizedNonLocalBlock, ConvolutionBlock
@@ -46,20 +47,23 @@ def train(
     killed goes on behind its last full epoch, to the same weights: everything random in an epoch follows from
     (seed, epoch). `after_epoch(epoch, loss)` is called after each.
 
+    Several processes (`nlutils.study.distributed`) that all call this train as one would, up to the order of
+    sums: each takes its part of every batch. The first alone reads and writes the checkpoint.
+
     Raises FloatingPointError when the loss is no longer finite, ValueError for a checkpoint of another run.
     """
     device = inputs.frames.device
     optimizer = torch.optim.AdamW(
         _parameter_groups(channels_last(model), recipe), weight_decay=recipe.weight_decay
     )
-    targets = _targets(inputs, recipe).to(device)
+    targets = loss_targets(inputs, recipe).to(device)
     loss_of = objective(model, recipe)
     losses = _resume(checkpoint, model, optimizer, recipe)
-    for epoch in _epochs(len(losses), recipe.epochs, progress):
+    for epoch in shown_epochs(len(losses), recipe.epochs, progress and distributed.first()):
         model.train()
         with seeded(1_000_003 * recipe.seed + epoch):
             draw = torch.Generator().manual_seed(1_000_003 * recipe.seed + epoch)
-            batches = _batches(indices, recipe.batch, draw)
+            batches = epoch_batches(indices, recipe.batch, draw)
             total = 0.0
             for step, batch in enumerate(batches):
                 _set_rate(optimizer, recipe.rate(epoch + step / len(batches)))
@@ -71,11 +75,11 @@ def train(
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
-                total += loss.item() * len(batch)
+                total += distributed.mean(loss) * len(batch)
         losses.append(total / len(indices))
         if not torch.isfinite(torch.tensor(losses[-1])):
             raise FloatingPointError(f"the loss is {losses[-1]} in epoch {epoch}; lower lr={recipe.lr}")
-        if checkpoint is not None:
+        if checkpoint is not None and distributed.first():
             _save(checkpoint, model, optimizer, recipe, losses)
         if after_epoch is not None:
             after_epoch(epoch, losses[-1])
@@ -98,7 +102,7 @@ def _set_rate(optimizer, rate):
         group["lr"] = rate * group["factor"]
 
 
-def _targets(inputs, recipe) -> torch.Tensor:
+def loss_targets(inputs, recipe) -> torch.Tensor:
     """What the loss compares with, a row a clip: the class, or its smoothed probabilities."""
     if recipe.label_smoothing == 0:
         return inputs.labels
@@ -112,7 +116,7 @@ def central_crops(kind, inputs: Inputs, indices: torch.Tensor, recipe: Recipe):
         yield inputs.batch(kind, batch, recipe.size, time=recipe.time), inputs.labels[batch]
 
 
-def _batches(indices, size, generator):
+def epoch_batches(indices, size, generator):
     """The clips in a new order, cut into batches; a last clip alone joins the batch before it."""
     order = indices[torch.randperm(len(indices), generator=generator)]
     batches = list(order.split(size))
@@ -121,7 +125,7 @@ def _batches(indices, size, generator):
     return batches
 
 
-def _epochs(start, stop, progress):
+def shown_epochs(start, stop, progress):
     if not progress:
         return range(start, stop)
     from tqdm.auto import tqdm
@@ -142,20 +146,34 @@ def _save(path, model, optimizer, recipe, losses):
 
 def _resume(path, model, optimizer, recipe) -> list[float]:
     """Load the checkpoint at `path` when there is one; returns the losses of the epochs behind it."""
-    if path is None or not Path(path).is_file():
+    state = None if path is None else distributed.from_first(lambda: _load(path, recipe))
+    if state is None:
         return []
-    try:
+    with _named(path):
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    return state["losses"]
+
+
+def _load(path, recipe) -> dict | None:
+    if not Path(path).is_file():
+        return None
+    with _named(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
-        settings, losses = state["settings"], state["losses"]
-        if settings == recipe.settings():
-            model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, KeyError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(
-            f"{os.fspath(path)} is not a checkpoint of this network ({error}); delete it"
-        ) from error
+        settings = state["settings"]
     if settings != recipe.settings():
         raise ValueError(
             f"{os.fspath(path)} is a checkpoint of another recipe, {settings}; delete it or name another"
         )
-    return losses
+    return state
+
+
+@contextmanager
+def _named(path):
+    """Errors of a file that is no checkpoint, or of another network's, name it."""
+    try:
+        yield
+    except (RuntimeError, KeyError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(
+            f"{os.fspath(path)} is not a checkpoint of this network ({error}); delete it"
+        ) from error

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nlutils.positions import check_queries, visible
 from nlutils.torch.blocks import NonLocalBlock
+from nlutils.torch.controls import UniformBlock, WindowBlock
 from nlutils.torch.operations import pairwise
 
 __all__ = ["attention_rows"]
@@ -25,6 +26,8 @@ def attention_rows(block: NonLocalBlock, x: Tensor, queries: Sequence[Sequence[i
     """
     if not isinstance(block, NonLocalBlock):
         raise TypeError(f"block is a {type(block).__name__}; it must be a nlutils.torch.NonLocalBlock")
+    if isinstance(block, UniformBlock | WindowBlock):
+        raise TypeError(f"block is a {type(block).__name__}, a control that does not use its map")
     block.check_input(x)
     places = check_queries(queries, x.shape[2:])
     theta, phi, _ = block.embed(x)

@@ -7,7 +7,7 @@ from pathlib import Path
 from nlutils.paths import project_root
 from nlutils.video.clips import ClipSet
 
-__all__ = ["CATALOGUE", "DataSet", "data_set", "describe_source", "open_clips"]
+__all__ = ["CATALOGUE", "DataSet", "chosen_clips", "data_set", "describe_source", "open_clips"]
 
 
 @dataclass(frozen=True)
@@ -90,41 +90,41 @@ def open_clips(name: str | os.PathLike | None = None, **options) -> ClipSet:
         raise ValueError(
             f"options {sorted(options)} belong to one data set; name it, instead of name={name!r}"
         )
-    chosen = _chosen(name)
-    if isinstance(chosen, Path):
+    which = chosen_clips(name)
+    if isinstance(which, Path):
         from nlutils.video.folder import open_folder
 
-        return open_folder(chosen, **options)
-    if chosen == "auto":
-        chosen = _auto()
-    if chosen == "procedural":
+        return open_folder(which, **options)
+    if which == "auto":
+        which = _auto()
+    if which == "procedural":
         from nlutils.video.procedural import actions_clip_set
 
         return actions_clip_set(**options)
     from nlutils.video.jhmdb import open_jhmdb
 
-    return open_jhmdb(chosen, **options)
+    return open_jhmdb(which, **options)
 
 
 def describe_source(name: str | os.PathLike | None = None) -> str:
     """One sentence: which clips `open_clips(name)` opens on this machine, and why. No clip is opened."""
-    chosen = _chosen(name)
+    which = chosen_clips(name)
     asked = "name" if name is not None else "NLUTILS_CLIPS"
-    if isinstance(chosen, Path):
-        return f"The clips are those of the folder {chosen.name}, as {asked} says."
-    if chosen == "procedural":
+    if isinstance(which, Path):
+        return f"The clips are those of the folder {which.name}, as {asked} says."
+    if which == "procedural":
         return f"The clips are procedural (made here, not filmed), as {asked} says."
     from nlutils.video import jhmdb
 
     found = jhmdb.find()
-    if found is None and chosen == "auto":
+    if found is None and which == "auto":
         return (
             "The clips are procedural (made here, not filmed), for no real ones were found; `make data` "
             "fetches J-HMDB, and NLUTILS_DATA names a folder that holds it."
         )
     if found is None:
-        return f"The clips are to be J-HMDB {chosen}, as {asked} says, and are not here: run `make data`."
-    kind, why = ("core8", "found on this machine") if chosen == "auto" else (chosen, f"as {asked} says")
+        return f"The clips are to be J-HMDB {which}, as {asked} says, and are not here: run `make data`."
+    kind, why = ("core8", "found on this machine") if which == "auto" else (which, f"as {asked} says")
     return f"The clips are J-HMDB {kind} ({found.kind}, {jhmdb.count(kind, found)} clips), {why}."
 
 
@@ -134,7 +134,7 @@ def _auto() -> str:
     return "core8" if find() else "procedural"
 
 
-def _chosen(name) -> str | Path:
+def chosen_clips(name) -> str | Path:
     """A known name, or the path of a folder that exists."""
     where = "name"
     if name is None:

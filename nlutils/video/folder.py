@@ -8,14 +8,24 @@ not given, five are assigned (`labels.assign_folds`).
 """
 
 import posixpath
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nlutils.video.cache import file_digest
 from nlutils.video.clips import ClipSet, Fault
 from nlutils.video.decoding import ClipError, decode
-from nlutils.video.labels import SIZE, Entry, assign_folds, build_clip_set, group_of, read_table, split_groups
+from nlutils.video.labels import (
+    FOLDS,
+    SIZE,
+    Entry,
+    assign_folds,
+    build_clip_set,
+    group_of,
+    read_table,
+    split_groups,
+)
 
-__all__ = ["SUFFIXES", "check_folder", "open_folder", "report_folder"]
+__all__ = ["SUFFIXES", "check_folder", "open_folder", "report_folder", "study_folds", "weak_classes"]
 
 SUFFIXES = (
     ".mp4",
@@ -50,8 +60,9 @@ def open_folder(root, *, size=SIZE, progress=False) -> ClipSet:
 def check_folder(root) -> list[Fault]:
     """Every fault of a folder of clips, sorted by path: an empty list means that all of it will be used.
 
-    Each video is decoded. Also reported: rows and files that do not match, classes without clips, files that
-    will not be used, the same content twice, a group in two folds, and a folder too small for two folds.
+    Each video is decoded. Also reported: rows and files that do not match, a single class, classes without
+    clips or with all of them in one fold, files that will not be used, the same content twice, a group in
+    two folds, and a folder too small for two folds.
     """
     try:
         root = _existing(root)
@@ -59,12 +70,12 @@ def check_folder(root) -> list[Fault]:
     except (NotADirectoryError, ValueError) as error:
         return [Fault(str(root), str(error).removeprefix(f"{root}: "))]
     faults += _undecodable(root) + _twice(root, entries)
-    if not classes:
-        faults.append(Fault(str(root), "no classes: clips must lie in sub-folders, one for each class"))
-    else:
+    if cause := _too_few_classes(classes):
+        faults.append(Fault(str(root), cause))
+    if classes:
         faults += _unused(root, entries) + _badly_split(root, entries)
-    used = {entry.kind for entry in entries}
-    faults += [Fault(str(root / kind), "the class has no clips") for kind in classes if kind not in used]
+    weak = weak_classes(classes, [(entry.kind, entry.fold) for entry in entries])
+    faults += [Fault(str(root / kind), cause) for kind, cause in weak.items()]
     return sorted(faults, key=lambda fault: (fault.path, fault.cause))
 
 
@@ -79,7 +90,58 @@ def report_folder(root) -> int:
     entries, classes, _ = _scan(_existing(root))
     folds = len({entry.fold for entry in entries})
     print(f"{root}: {len(entries)} clips in {len(classes)} classes and {folds} folds, no faults")
+    if folds < FOLDS:
+        print(f"{FOLDS} folds are usual; a folder has as many as groups, or as its labels.csv says")
     return 0
+
+
+def study_folds(root) -> list[int]:
+    """The folds of a folder's clips, before any is decoded.
+
+    Raises NotADirectoryError when there is no such folder, and ValueError when no study of its clips makes
+    sense: no clips, a single class, or clips of one group only.
+    """
+    root = _existing(root)
+    entries, classes, faults = _scan(root)
+    folds = sorted({entry.fold for entry in entries})
+    cause = _too_few_classes(classes)
+    if not cause and not entries:
+        cause = f"{faults[0].path}: {faults[0].cause}" if faults else "no file in it is a video"
+    if not cause and len(folds) < 2:
+        cause = "clips in one fold only; two groups are needed, one to train on and one to test"
+    if cause:
+        raise ValueError(f"{root}: {cause}")
+    return folds
+
+
+def weak_classes(classes: Sequence[str], clips: Iterable[tuple[str, int]]) -> dict[str, str]:
+    """{class: why a study cannot tell how well it is recognised}, for clips given as (class, fold).
+
+    A class in two folds or more can be learned and tested. Where all clips lie in one fold, that is the
+    folder's fault, and not the classes'.
+    """
+    folds: dict[str, set[int]] = {kind: set() for kind in classes}
+    for kind, fold in clips:
+        folds[kind].add(fold)
+    several = len(set().union(*folds.values())) > 1
+    weak = {}
+    for kind, seen in folds.items():
+        if not seen:
+            weak[kind] = "the class has no clips"
+        elif several and len(seen) == 1:
+            weak[kind] = (
+                f"all its clips lie in fold {min(seen)}, so it is tested only by networks that never saw it; "
+                "it needs clips of another group"
+            )
+    return weak
+
+
+def _too_few_classes(classes) -> str | None:
+    if not classes:
+        return "no classes: clips must lie in sub-folders, one for each class"
+    if len(classes) == 1:
+        return f"one class only, {classes[0]!r}: there is nothing to tell it from; add another class's clips"
+    return None
 
 
 def _existing(root) -> Path:

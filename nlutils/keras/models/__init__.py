@@ -1,4 +1,4 @@
-"""Video networks of the papers in Keras, made by name; on the same weights each equals PyTorch's network."""
+"""Video networks in Keras, made by name; on the same weights each equals PyTorch's network."""
 
 import inspect
 from importlib import import_module
@@ -36,6 +36,8 @@ _HOMES = {
     "c3d": ("c3d", "c3d"),
     "lrcn": ("recurrent", "lrcn"),
     "two_stream": ("two_stream", "two_stream"),
+    "c3d_small": ("small", "c3d_small"),
+    "c3d_small_non_local": ("small", "c3d_small_non_local"),
 }
 
 

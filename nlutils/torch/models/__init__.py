@@ -28,13 +28,22 @@ class _Home(NamedTuple):
     classes: int = 400
 
 
-# A family is imported when one of its networks is asked for. The first five are the study's own, small.
+# A family is imported when one of its networks is asked for. The first ten are the study's own, small.
 _HOMES = {
     "frame_average": _Home("small", "FrameAverage", "frame averaging, 2D", 8),
     "cnn_rnn": _Home("small", "CNNRNN", "CNN+RNN (LSTM)", 8),
     "c3d_small": _Home("small", "C3DSmall", "C3D-style, 3D", 8),
     "two_stream_small": _Home("small", "TwoStreamSmall", "two-stream", 8),
     "c3d_small_non_local": _Home("small", "C3DSmallNonLocal", "C3D-style + 2 non-local blocks", 8),
+    "c2d_small": _Home("small", "C2DSmall", "C2D-style, Wang et al. 2018", 8),
+    "pooling_small": _Home("small", "PoolingSmall", "CNN + pooling over time, Ng et al. 2015", 8),
+    "two_stream_3d_small": _Home(
+        "small", "TwoStream3DSmall", "two-stream 3D, Carreira and Zisserman 2017", 8
+    ),
+    "fused_two_stream_small": _Home(
+        "small", "FusedTwoStreamSmall", "fused two-stream, Feichtenhofer et al. 2016", 8
+    ),
+    "st_resnet_small": _Home("small", "STResNetSmall", "ST-ResNet-style, Feichtenhofer et al. 2016", 8),
     "ji_2010": _Home("c3d", "Ji2010", "3D CNN with hardwired layer, Ji et al. 2010", 3),
     "c3d": _Home("c3d", "C3D", "C3D, Tran et al. 2015", 101),
     "c3d_bn": _Home("c3d", "C3DBN", "3D-ConvNet, Carreira and Zisserman 2017, (b)"),
@@ -46,6 +55,7 @@ _HOMES = {
     "st_resnet": _Home("st_resnet", "STResNet", "ST-ResNet, Feichtenhofer et al. 2016", 101),
     "c2d": _Home("resnet", "C2D", "C2D ResNet, Wang et al. 2018"),
     "i3d": _Home("resnet", "I3D", "I3D ResNet, Wang et al. 2018"),
+    "idt": _Home("idt", "IDT", "improved dense trajectories, Wang and Schmid 2013", 51),
     "tdd": _Home("trajectory", "TDD", "TDD, Wang et al. 2015", 101),
     "visual_interaction_network": _Home(
         "interaction", "VisualInteractionNetwork", "visual interaction network, Watters et al. 2017", 3

@@ -58,19 +58,23 @@ def check_clip(x, kind: str, name: str = "x") -> torch.Tensor:
     return x
 
 
-def check_pair(x, *, same_frames: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `x` when it is (rgb, flow) of the same clips, each as for `check_clip`; else ValueError.
+def check_pair(
+    x, kinds: tuple[str, str] = ("rgb", "flow"), *, same_frames: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `x` when it is a pair of the same clips, one of each of `kinds`, as `check_clip` wants them.
 
-    The two must agree in batch, height and width; with `same_frames` in T, too.
+    The two must agree in batch, height and width; with `same_frames` in T, too. Else raises ValueError.
     """
     if not isinstance(x, tuple | list) or len(x) != 2:
-        raise ValueError(f"x is {_said(x)}; it must be a pair of tensors, (rgb, flow)")
-    rgb, flow = check_clip(x[0], "rgb", "rgb"), check_clip(x[1], "flow", "flow")
-    agree = rgb.shape[0] == flow.shape[0] and rgb.shape[3:] == flow.shape[3:]
-    if not agree or (same_frames and rgb.shape[2] != flow.shape[2]):
+        raise ValueError(f"x is {_said(x)}; it must be a pair of tensors, ({', '.join(kinds)})")
+    one, other = (check_clip(clip, kind, kind) for clip, kind in zip(x, kinds, strict=True))
+    agree = one.shape[0] == other.shape[0] and one.shape[3:] == other.shape[3:]
+    if not agree or (same_frames and one.shape[2] != other.shape[2]):
         sides = "batch, frames, height and width" if same_frames else "batch, height and width"
-        raise ValueError(f"rgb {tuple(rgb.shape)} and flow {tuple(flow.shape)} must agree in {sides}")
-    return rgb, flow
+        raise ValueError(
+            f"{kinds[0]} {tuple(one.shape)} and {kinds[1]} {tuple(other.shape)} must agree in {sides}"
+        )
+    return one, other
 
 
 def _said(x):
@@ -104,6 +108,8 @@ class VideoClassifier(nn.Module):
     input: str | tuple[str, ...]
     # One for each name in `input`; None where input, size or width are not the published ones.
     expects: Expects | tuple[Expects, ...] | None = None
+    # False where `loss` has no weight to train, and `fit` learns all there is.
+    trains: bool = True
     # True where `fit(batches)` must see all training clips once more when `loss` was minimised.
     second_stage: bool = False
 
@@ -117,6 +123,10 @@ class VideoClassifier(nn.Module):
             facts = self.expects if isinstance(self.expects, tuple) else (self.expects,)
             return tuple((one.frames, *one.size) for one in facts)
         return (STUDY_CLIP,) * len(kinds)
+
+    def fitted_numbers(self) -> int:
+        """How many numbers `fit` has learnt; 0 where there is no `fit`."""
+        return 0
 
     def loss(self, x, labels: torch.Tensor) -> torch.Tensor:
         """The mean cross-entropy of a batch; `labels` are classes (B,) or probabilities (B, num_classes)."""

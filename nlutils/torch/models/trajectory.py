@@ -5,7 +5,6 @@ where the paper is silent, the code released with it (github.com/wanglimin/TDD) 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -15,21 +14,19 @@ from torch import nn
 from nlutils.arguments import one_of, positive_integer, positive_number, probability
 from nlutils.torch.models.common import (
     Expects,
-    VideoClassifier,
     check_pair,
     frames_as_batch,
     mean_probability,
     vote_loss,
 )
+from nlutils.torch.models.fisher import FisherClassifier, single
 from nlutils.torch.models.layers import response_norm
-from nlutils.video.fisher import TrajectoryClassifier
-from nlutils.video.tracks import MEDIANS, Limits, Tracks, dense_tracks, motion_levels
+from nlutils.video.tracks import Limits, Tracks, dense_tracks, motion_levels
 
 __all__ = [
     "NORMALISATIONS",
     "TDD",
     "ConvolutionalStream",
-    "TrajectoryClassifier",
     "normalise_maps",
     "pool_tracks",
 ]
@@ -67,7 +64,7 @@ def normalise_maps(maps: torch.Tensor, kind: str) -> torch.Tensor:
     becomes float32: it does not hold the small number that keeps 0 / 0 away.
     """
     one_of("kind", kind, NORMALISATIONS)
-    maps = _single(maps)
+    maps = single(maps)
     largest = maps.amax(dim=(0, 2, 3) if kind == "spatiotemporal" else 1, keepdim=True)
     return maps / (largest + EPSILON)
 
@@ -89,7 +86,7 @@ def pool_tracks(maps: torch.Tensor, tracks: Tracks, ratio) -> torch.Tensor:
     row = torch.from_numpy(places[..., 1]).clamp(0, height - 1).to(maps.device)
     start = torch.from_numpy(tracks.start).to(maps.device)
     channels_last = maps.permute(0, 2, 3, 1)
-    pooled = _single(maps.new_zeros(len(tracks), C))
+    pooled = single(maps.new_zeros(len(tracks), C))
     for step in range(tracks.length):
         pooled += channels_last[start + step, row[:, step], column[:, step]]
     return pooled
@@ -136,15 +133,17 @@ class ConvolutionalStream(nn.Module):
         return self.classifier(self.dropout(self.maps(x, ("conv5",))["conv5"].mean(dim=(2, 3))))
 
 
-class TDD(VideoClassifier):
+class TDD(FisherClassifier):
     """((B, 3, T, H, W), (B, 2, T, H, W)) -> (B, num_classes), by descriptors pooled along trajectories.
 
     Two stages of training. First, stochastic gradient descent on `loss` trains two streams, one on single
-    frames, one on stacks of `stack` flow fields, as any two-stream network. Then `fit`, once, sees all clips
+    frames, one on stacks of `stack` flow fields, as any two-stream network: on all of a clip, or on so many
+    `pictures` of it, drawn at each step (Simonyan and Zisserman draw one). Then `fit`, once, sees all clips
     that the training may see: dense tracks (`nlutils.video.dense_tracks`, followed at the original scale
     only, over flow that is estimated from the frames), the streams' maps with both normalisations, their
-    sums along the tracks, PCA to `components` numbers, a mixture of `gaussians` a map, Fisher vectors, a
-    linear SVM. `forward` gives the SVM's scores: the largest is the class; their softmax is no probability.
+    sums along the tracks, PCA to `components` numbers and a mixture of `gaussians` a map (both from at most
+    `samples` descriptors of it), Fisher vectors, a linear SVM. `forward` gives the SVM's scores: the largest
+    is the class; their softmax is no probability.
 
     `width` = 96 and the defaults are the paper's: conv4 and conv5 of the spatial stream, conv3 and conv4 of
     the temporal one, five sizes of the picture (`sizes`, as multiples of the clip's), K = 256, D = 64, so
@@ -162,7 +161,13 @@ class TDD(VideoClassifier):
     """
 
     input = ("rgb", "flow")
-    second_stage = True
+    described_by = (
+        "spatial_layers",
+        "temporal_layers",
+        "normalisations",
+        "sizes",
+        *FisherClassifier.described_by,
+    )
 
     def __init__(
         self,
@@ -170,6 +175,7 @@ class TDD(VideoClassifier):
         *,
         width: int = 96,
         stack: int = 10,
+        pictures: int | None = None,
         spatial_layers: tuple[str, ...] = ("conv4", "conv5"),
         temporal_layers: tuple[str, ...] = ("conv3", "conv4"),
         normalisations: tuple[str, ...] = NORMALISATIONS,
@@ -177,6 +183,7 @@ class TDD(VideoClassifier):
         components: int = 64,
         gaussians: int = 256,
         cost: float = 100.0,
+        samples: int = 100_000,
         step: int = 5,
         length: int = 15,
         median: int = 5,
@@ -184,8 +191,20 @@ class TDD(VideoClassifier):
         dropout: float = 0.5,
         seed: int = 0,
     ):
-        super().__init__()
+        super().__init__(
+            num_classes,
+            step=step,
+            length=length,
+            median=median,
+            limits=limits,
+            components=components,
+            gaussians=gaussians,
+            cost=cost,
+            samples=samples,
+            seed=seed,
+        )
         self.stack = positive_integer("stack", stack)
+        self.pictures = None if pictures is None else positive_integer("pictures", pictures)
         self.spatial_layers = _each_once("spatial_layers", spatial_layers, LAYERS)
         self.temporal_layers = _each_once("temporal_layers", temporal_layers, LAYERS)
         if not self.spatial_layers + self.temporal_layers:
@@ -193,46 +212,29 @@ class TDD(VideoClassifier):
         self.normalisations = _each_once("normalisations", normalisations, NORMALISATIONS, least=1)
         sizes = [float(positive_number("sizes", size)) for size in sizes]
         self.sizes = _each_once("sizes", sizes, sizes, least=1)
-        self.step, self.length = positive_integer("step", step), positive_integer("length", length)
-        self.median = int(one_of("median", median, MEDIANS))
-        self.limits = Limits.of(limits)
         self.spatial = ConvolutionalStream(3, num_classes, width, dropout)
         self.temporal = ConvolutionalStream(2 * stack, num_classes, width, dropout)
-        self.encoding = TrajectoryClassifier(
-            num_classes, dict, components=components, gaussians=gaussians, cost=cost, seed=seed
-        )
         if (width, stack) == (WIDTH, 10):
             self.expects = (EXPECTS_RGB, EXPECTS_FLOW)
 
-    def streams(self, x) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of the two streams, (B, T, num_classes) each: one a frame, one a stack of flow."""
+    def streams(self, x, times=slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the two streams, (B, T, num_classes) each: one a frame, one a stack of flow.
+
+        Only those at `times`, a slice or indices of T.
+        """
         rgb, flow = check_pair(x, same_frames=True)
-        votes = self.spatial(frames_as_batch(rgb)), self.temporal(frames_as_batch(self._stacks(flow)))
+        frames, stacks = frames_as_batch(rgb[:, :, times]), frames_as_batch(self._stacks(flow, times))
+        votes = self.spatial(frames), self.temporal(stacks)
         return tuple(vote.unflatten(0, (len(rgb), -1)) for vote in votes)
 
     def loss(self, x, labels: torch.Tensor) -> torch.Tensor:
         """The first stage: the sum of the streams' mean cross-entropies (they share no weight)."""
-        return sum(vote_loss(votes, labels) for votes in self.streams(x))
+        return sum(vote_loss(votes, labels) for votes in self.streams(x, self._drawn(x)))
 
     def two_stream(self, x) -> torch.Tensor:
         """What the streams say without tracks: the logarithm of their mean probability, (B, num_classes)."""
         votes = [mean_probability(votes, dim=1) for votes in self.streams(x)]
         return mean_probability(torch.stack(votes, dim=1), dim=1)
-
-    def fit(self, batches: Iterable) -> "TDD":
-        """The second stage, after `loss` was minimised; `batches` of (x, labels) hold all training clips."""
-        described, known = [], []
-        for x, labels in batches:
-            described += self.describe(x)
-            known += labels.tolist()
-        self.encoding.fit(described, known)
-        return self
-
-    def forward(self, x) -> torch.Tensor:
-        if not self.encoding.encoders:
-            raise RuntimeError("tdd knows no Fisher vectors yet; call fit with the training clips first")
-        rgb = x[0]
-        return torch.as_tensor(self.encoding.scores(self.describe(x)), dtype=rgb.dtype, device=rgb.device)
 
     @torch.no_grad()
     def describe(self, x) -> list[dict[str, np.ndarray]]:
@@ -245,35 +247,17 @@ class TDD(VideoClassifier):
 
     def tracks(self, rgb: torch.Tensor) -> Tracks:
         """The tracks of one clip (3, T, H, W)."""
-        # Grey values from 0 to 255 by the clip's own extremes: mean and scale of the input do not matter.
-        rgb = _single(rgb)
-        low, high = rgb.min(), rgb.max()
-        scaled = (rgb - low) / (high - low).clamp_min(1e-12) * 255
-        frames = scaled.round().to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
-        levels = motion_levels(frames, scales=1, median=self.median)
+        levels = motion_levels(self.frames(rgb), scales=1, median=self.median)
         return dense_tracks(levels, step=self.step, length=self.length, limits=self.limits)
 
-    def get_extra_state(self):
-        learnt = {name: torch.from_numpy(array) for name, array in self.encoding.state().items()}
-        return {"options": self._described_by(), "learnt": learnt}
-
-    def set_extra_state(self, state):
-        own = self._described_by()
-        for name, value in state["options"].items():
-            if state["learnt"] and value != own[name]:
-                raise ValueError(
-                    f"{name}={own[name]!r}, but this state was fitted with {name}={value!r}; "
-                    f"make the network with the options of the state"
-                )
-        self.encoding.load_state({name: tensor.cpu().numpy() for name, tensor in state["learnt"].items()})
-
-    def _described_by(self):
-        """The options that descriptors and Fisher vectors depend on."""
-        names = ("spatial_layers", "temporal_layers", "normalisations", "sizes", "step", "length", "median")
-        options = {name: getattr(self, name) for name in names}
-        options["limits"] = {name: float(value) for name, value in asdict(self.limits).items()}
-        encoding = {name: getattr(self.encoding, name) for name in ("components", "gaussians")}
-        return options | encoding
+    def _drawn(self, x):
+        """Which frames and stacks of a batch `loss` looks at."""
+        if self.pictures is None:
+            return slice(None)
+        T = check_pair(x)[0].shape[2]
+        if self.pictures > T:
+            raise ValueError(f"pictures={self.pictures} cannot be drawn from clips of {T} frames")
+        return torch.randperm(T)[: self.pictures]
 
     def _describe_clip(self, rgb, flow):
         tracks = self.tracks(rgb)
@@ -297,7 +281,7 @@ class TDD(VideoClassifier):
         """(B, 2, T, H, W) -> (B, 2 L, T, H, W): at t (dx, dy) of the field t, then of t + 1, ... t + L - 1.
 
         The last field stands for those that would come after it, as in the released code. Only the stacks
-        at `times`, a slice of T.
+        at `times`, a slice or indices of T.
         """
         T = flow.shape[2]
         fields = (torch.arange(T)[times, None] + torch.arange(self.stack)).clamp(max=T - 1)
@@ -312,11 +296,6 @@ def _each_once(name, values, allowed, least=0):
     if len(set(values)) < len(values):
         raise ValueError(f"{name}={values!r} has a value twice; give each once")
     return values
-
-
-def _single(x):
-    """`x` in float32, or in its own type where that has more digits."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _maps(stream, layers, pictures, shape, size):

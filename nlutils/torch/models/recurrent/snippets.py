@@ -164,7 +164,8 @@ class BeyondShortSnippets(VideoClassifier):
         self.input, self.size = input, pair("size", size)
         self.pooling = one_of("pooling", pooling, POOLINGS)
         given = {"window": window, "stride": stride, "kernels": kernels, "hidden": hidden, "layers": layers}
-        _check_options(pooling, {**given, "peepholes": peepholes, "inference": inference})
+        defaults = BeyondShortSnippets.__init__.__kwdefaults__
+        check_options(pooling, {**given, "peepholes": peepholes, "inference": inference}, defaults)
         self.inference = one_of("inference", inference, INFERENCE)
         self.frames = positive_integer("frames", frames)
         check_windows(window, stride)
@@ -277,9 +278,8 @@ class BeyondShortSnippets(VideoClassifier):
         return torch.logsumexp(votes + (gain / gain.sum()).log()[:, None], dim=1)
 
 
-def _check_options(pooling, given):
+def check_options(pooling: str, given: dict, defaults: dict) -> None:
     """ValueError for options of other poolings: they would be ignored, and somebody believes in them."""
-    defaults = BeyondShortSnippets.__init__.__kwdefaults__
     for option, value in given.items():
         if pooling not in OPTIONS[option] and value != defaults[option]:
             theirs = " and ".join(map(repr, OPTIONS[option]))

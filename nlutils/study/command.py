@@ -1,0 +1,171 @@
+"""`nlutils study` and `nlutils predict`: from a command line's options to the functions that do the work.
+
+Whatever can be wrong with the options is found before clips are decoded, for that may take minutes.
+"""
+
+import re
+from pathlib import Path
+
+from nlutils.paths import atomic_path, project_root, results_root, shown
+from nlutils.study import distributed
+from nlutils.study.arithmetic import autocast
+from nlutils.study.fold import best_device, run_name
+from nlutils.study.grid import entries
+from nlutils.study.recipe import Recipe
+from nlutils.study.results import read_runs, run_path
+from nlutils.study.start import start_digest
+from nlutils.study.study import run_study
+from nlutils.study.tables import markdown_table, summarise
+from nlutils.study.weights import weights_path
+from nlutils.torch.models.small import SMALL_MODELS
+from nlutils.video import catalogue
+from nlutils.video.folder import study_folds, weak_classes
+from nlutils.video.labels import FOLDS
+
+__all__ = ["predict_clip", "print_table", "study_clips", "study_named"]
+
+
+def study_named(options, settings: dict) -> int:
+    """`nlutils study run STUDY`; `settings` are those of its --set."""
+    return _study(options.study, options, settings, options.root or results_root())
+
+
+def study_clips(options, settings: dict) -> int:
+    """`nlutils study --data FOLDER`: the same, named after the folder, recorded in build/results."""
+    if options.data is None:
+        raise ValueError("study: give a folder of clips, --data FOLDER; or an action: run, table, readme")
+    name = options.name or _name_of(options.data)
+    return _study(name, options, settings, options.root or project_root() / "build" / "results")
+
+
+def print_table(study: str, root=None) -> int:
+    """`nlutils study table STUDY`."""
+    print(markdown_table(summarise(read_runs(study, root))))
+    return 0
+
+
+def _study(study, options, settings, root) -> int:
+    if not re.fullmatch(r"\w[\w.+-]*", study):
+        raise ValueError(f"study={study!r} names a folder: use letters, digits and _ . + -, a letter first")
+    recipe = _recipe(settings, options.init)
+    rows = entries(options.models or list(SMALL_MODELS))
+    folds = _folds(options.data, options.folds)
+    seeds = sorted(set(options.seeds or [recipe.seed]))
+    cells = [(row, fold, seed) for row in rows for fold in folds for seed in seeds]
+    for _, fold, seed in cells:
+        start_digest(recipe.replace(seed=seed), fold)
+    if options.keep_weights:
+        _refuse_records_without_weights(study, [run_name(*cell) for cell in cells], root)
+    clips = catalogue.open_clips(options.data)
+    _say(f"{study}: {clips.source}; {_count(len(cells), 'run')}")
+    for line in _consequences(clips):
+        _say(line)
+    runs = run_study(
+        study,
+        rows,
+        folds if options.folds else None,
+        seeds,
+        clips,
+        recipe,
+        jobs=options.jobs,
+        threads=options.threads,
+        cluster=options.cluster,
+        root=root,
+        keep_weights=options.keep_weights,
+    )
+    _say(markdown_table(summarise(runs)))
+    _say(f"recorded in {shown(Path(root) / study)}")
+    if options.keep_weights:
+        kept = weights_path(study, runs[0].run)
+        _say(f"weights in {shown(kept.parent)}; use them: nlutils predict {study}/{kept.stem} CLIP")
+    return 0
+
+
+def _say(line):
+    """Print it, once where several processes train together."""
+    if distributed.first():
+        print(line, flush=True)
+
+
+def _recipe(settings, init) -> Recipe:
+    """The recipe of --set and --init, one that this machine can follow."""
+    if init is not None:
+        if "init" in settings:
+            raise ValueError(f"--init {init} and --set init={settings['init']} are one setting; give one")
+        settings = settings | {"init": init}
+    try:
+        recipe = Recipe().replace(**settings)
+    except TypeError as error:
+        raise ValueError(f"--set: {error}") from error
+    autocast(recipe, best_device())
+    return recipe
+
+
+def _folds(data, wanted) -> list[int]:
+    """The folds to run, told without decoding a clip; ValueError for one that the clips do not have."""
+    chosen = catalogue.chosen_clips(data)
+    folds = study_folds(chosen) if isinstance(chosen, Path) else list(range(FOLDS))
+    for fold in wanted or ():
+        if fold not in folds:
+            raise ValueError(f"fold={fold} is not a fold of {data or chosen}; it has {folds}")
+    return sorted(set(wanted)) if wanted else folds
+
+
+def _refuse_records_without_weights(study, names, root):
+    lost = [
+        name
+        for name in names
+        if run_path(study, name, root).is_file() and not weights_path(study, name).is_file()
+    ]
+    if lost:
+        raise ValueError(
+            f"--keep-weights: recorded in {shown(Path(root) / study)} without weights: {', '.join(lost[:3])}"
+            f"{' ...' if len(lost) > 3 else ''}. Recorded runs are not trained again; name another folder of "
+            "results, such as --root build/with_weights"
+        )
+
+
+def _consequences(clips) -> list[str]:
+    """What is missing from a set of clips, and what that means for the study, a line each."""
+    said = [f"left out: {fault.path}: {fault.cause}" for fault in clips.faults]
+    weak = weak_classes(clips.classes, [(clips.classes[clip.label], clip.fold) for clip in clips.clips])
+    said += [f"class {kind}: {cause}" for kind, cause in weak.items()]
+    folds = len({clip.fold for clip in clips.clips})
+    if folds < FOLDS:
+        said.append(f"{folds} folds, not {FOLDS}: each network is trained on fewer of the clips")
+    return said
+
+
+def _name_of(data: str) -> str:
+    """A study's name from that of a folder: whatever is no letter, digit or _ . + - becomes _."""
+    name = Path(data).expanduser().resolve().name
+    return re.sub(r"[^\w.+-]+", "_", name).strip("._+-") or "clips"
+
+
+def _count(number, noun):
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def predict_clip(options) -> int:
+    """`nlutils predict MODEL CLIP`."""
+    import matplotlib.pyplot as plt
+
+    from nlutils.study.predict import draw_prediction, predict
+
+    clip = Path(options.clip)
+    output = options.output or project_root() / "build" / "predict" / f"{clip.stem}.png"
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"--output {output}: the picture is a PNG file; give a name that ends in .png")
+    prediction = predict(options.model, clip, queries=options.queries)
+    print(f"{prediction.clip} by {prediction.run} ({prediction.model})")
+    for kind, probability in prediction.ranked():
+        print(f"{100 * probability:6.1f} %  {kind}")
+    if not prediction.attention:
+        print(f"{prediction.model} has no non-local block: there is no attention to draw")
+        return 0
+    figure, alt = draw_prediction(prediction)
+    with atomic_path(output) as temporary:
+        figure.savefig(temporary, dpi=130, metadata={"Description": alt, "Software": None})
+    plt.close(figure)
+    print(f"picture: {shown(output)}\n{alt}")
+    return 0

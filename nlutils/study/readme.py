@@ -1,0 +1,90 @@
+"""The README's comparison: written from the recorded runs, never by hand."""
+
+import json
+import re
+from pathlib import Path
+
+from nlutils.paths import atomic_path, project_root, results_root
+from nlutils.study.figures import comparison_figure, describe
+from nlutils.study.plan import PARTS
+from nlutils.study.results import read_runs
+from nlutils.study.tables import architectures_table, difference_table, markdown_table, summarise
+
+__all__ = ["readme_table", "write_readme_table"]
+
+# The README's comment lines around the comparison; the first may also name the command that writes it.
+MARKS = re.compile(r"(<!-- comparison\b[^>]*-->).*?(<!-- /comparison -->)", re.DOTALL)
+
+
+def readme_table(study: str = "core8", root=None) -> str:
+    """The README's comparison, from the recorded runs: tables, the picture, and what the numbers are.
+
+    Of a study with rows of the plan these are its architectures and its controls; else all rows in one table.
+    """
+    runs = read_runs(study, root)
+    planned = [run for run in runs if run.row in PARTS["architectures"].rows]
+    shown = planned or runs
+    rows = summarise(shown)
+    first = shown[0]
+    settings = {json.dumps([{**run.recipe, "seed": 0}, run.data["source"]]) for run in shown}
+    tested = {row.row: sorted((run.fold, run.seed) for run in shown if run.row == row.row) for row in rows}
+    folds = {tuple(sorted({fold for fold, _ in cells})) for cells in tested.values()}
+    if len(settings) > 1 or len(folds) > 1:
+        raise ValueError(
+            f"the runs of {study!r} differ in their recipe, clips or folds, so their rows do not "
+            "belong in one table; run the missing ones, or give the others a study of their own"
+        )
+    clips = sum(len(run.names) for run in shown if run.row == first.row and run.seed == first.seed)
+    machine = first.provenance["machine"]
+    where = machine.get("gpu", machine["processor"])
+    parts = [
+        architectures_table(rows) if planned else markdown_table(rows),
+        f"![{describe(rows)}](data/results/{study}/comparison.png)",
+        f"{first.data['source']}; {clips} clips, each tested by a network that saw none of its source. "
+        f"{_count(rows[0].folds, 'fold')}, {_seeds(rows)}, "
+        f"{_count(first.recipe['epochs'], 'epoch')}; chance is {100 / len(first.classes):.1f} %. "
+        "In brackets are 95 % intervals, drawn over sources. Multiply-adds are those of one clip, training "
+        f"memory that of one step of {first.recipe['batch']} clips. Recorded on {where}, "
+        f"{_count(machine['threads'], 'thread')} a run; every run with its logits and settings is in "
+        f"`data/results/{study}/`.",
+    ]
+    controls = PARTS["controls"]
+    if set(controls.rows) <= {run.row for run in runs}:
+        parts.insert(2, f"And {controls.title}:\n\n{difference_table(runs, controls)}")
+    return "\n\n".join(parts)
+
+
+def write_readme_table(study: str = "core8", readme=None, root=None) -> str:
+    """Draw `data/results/<study>/comparison.png`, and put the table between the README's two comment marks.
+
+    Returns the text. Raises ValueError when the README has no such marks.
+    """
+    import matplotlib.pyplot as plt
+
+    text = readme_table(study, root)
+    runs = read_runs(study, root)
+    planned = [run for run in runs if run.row in PARTS["architectures"].rows]
+    rows = summarise(planned or runs)
+    fig = comparison_figure(rows, 1 / len(runs[0].classes), f"{study}: mean over {rows[0].folds} folds")
+    with atomic_path((Path(root) if root else results_root()) / study / "comparison.png") as temporary:
+        fig.savefig(temporary, dpi=150, metadata={"Software": None})
+    plt.close(fig)
+    readme = Path(readme or project_root() / "README.md")
+    page = readme.read_text(encoding="utf-8")
+    page, found = MARKS.subn(lambda marks: f"{marks[1]}\n{text}\n{marks[2]}", page, count=1)
+    if not found:
+        raise ValueError(
+            f"{readme} has no lines <!-- comparison --> and <!-- /comparison --> around the table"
+        )
+    with atomic_path(readme) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return text
+
+
+def _seeds(rows) -> str:
+    counts = sorted({row.seeds for row in rows})
+    return " or ".join(map(str, counts)) + (" seed" if counts == [1] else " seeds")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

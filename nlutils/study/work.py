@@ -1,0 +1,87 @@
+"""What is done for a cell of the grid: train it, record it, forget its checkpoint."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nlutils.study import distributed
+from nlutils.study.fold import run_fold
+from nlutils.study.grid import Cell
+from nlutils.study.inputs import Inputs
+from nlutils.study.results import Run, write_run
+from nlutils.study.weights import weights_path
+
+__all__ = ["Work"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all cells of one study share: the clips, and how and where their runs are done and recorded."""
+
+    inputs: Inputs
+    device: torch.device
+    threads: int = 1
+    root: Path | str | None = None
+    keep_weights: bool = False
+
+    def recorded(self, cell: Cell) -> Run | None:
+        """The recorded run of `cell`, if there is one; ValueError when it is one of other settings.
+
+        A process that was killed right behind its record has left a checkpoint, which goes now.
+        """
+        run = distributed.from_first(lambda: cell.recorded(self.inputs, self.root))
+        if run is not None:
+            self.forget(cell)
+        return run
+
+    def train(self, cell: Cell, keep=None) -> Run:
+        """Train and test `cell`; returns the run, unwritten. Its checkpoint stays until `forget`.
+
+        `keep` is a path for the trained weights. Several processes train together, and each of them tests.
+        """
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            return self._runner(cell)(
+                self.inputs,
+                cell.model,
+                cell.fold,
+                cell.recipe,
+                study=cell.study,
+                row=cell.row,
+                options=cell.options,
+                checkpoint=cell.checkpoint(self.inputs),
+                keep=keep,
+            )
+        finally:
+            torch.set_num_threads(before)
+
+    def _runner(self, cell):
+        if cell.framework == "torch":
+            return functools.partial(run_fold, device=self.device)
+        from nlutils.study.keras_fold import run_keras_fold  # PyTorch users never import Keras
+
+        return run_keras_fold
+
+    def do(self, cell: Cell) -> Run:
+        """Train, test and record `cell`, unless somebody else recorded it meanwhile; returns the run."""
+        recorded = self.recorded(cell)
+        if recorded is not None:
+            return recorded
+        keep = weights_path(cell.study, cell.name) if self.keep_weights and distributed.first() else None
+        result = self.train(cell, keep)
+
+        def write():
+            write_run(result, self.root)
+            return result
+
+        result = distributed.from_first(write)
+        self.forget(cell)
+        return result
+
+    def forget(self, cell: Cell) -> None:
+        """Delete the checkpoint of `cell`."""
+        if distributed.first():
+            cell.checkpoint(self.inputs).unlink(missing_ok=True)

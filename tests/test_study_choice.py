@@ -1,0 +1,62 @@
+"""Settings are chosen by clips that the reported fold does not hold, in runs that saw nothing of it."""
+
+import numpy as np
+import pytest
+from test_study_results import a_run
+
+from nlutils.study.choice import chosen, pairs, validation_accuracy
+
+
+def a_pair(right, folds):
+    """A run that leaves two folds out; `right[fold]` are the answers to the clips of that fold."""
+    run = a_run([ok for fold in folds for ok in right[fold]], fold=list(folds))
+    names = [f"clip{fold}-{i}" for fold in folds for i in range(len(right[fold]))]
+    run.names[:] = names
+    return run
+
+
+def runs_of(answers):
+    """`answers[(k, j)][k]` are the answers to the clips of fold k in the run without k and j."""
+    return [a_pair(answers[pair], pair) for pair in sorted(answers)]
+
+
+def test_five_folds_make_ten_pairs():
+    assert pairs(range(5))[:4] == [(0, 1), (0, 2), (0, 3), (0, 4)]
+    assert len(pairs(range(5))) == 10
+
+
+def test_validation_leaves_the_reported_fold_out():
+    """Fold 0's own clips are all wrong, and folds 1 and 2 are right in one of the two runs without fold 0."""
+    answers = {
+        (0, 1): {0: [False, False], 1: [True, True, False]},
+        (0, 2): {0: [False, False], 2: [True]},
+        (1, 2): {1: [True, True, True], 2: [False]},
+    }
+    runs = runs_of(answers)
+    assert validation_accuracy(runs, 0) == pytest.approx(3 / 4)
+    assert validation_accuracy(runs, 1) == pytest.approx(0 / 3)
+    assert validation_accuracy(runs, 2) == pytest.approx(3 / 5)
+    with pytest.raises(ValueError, match=r"missing: \[\(1, 2\)\]"):
+        validation_accuracy(runs[:2], 0)
+    with pytest.raises(ValueError, match="fold=4 is left out by no run"):
+        validation_accuracy(runs, 4)
+
+
+def test_the_reported_fold_has_no_say():
+    """Whatever happens to the clips of a fold, its own choice stays."""
+    rng = np.random.default_rng(0)
+    answers = {
+        name: {pair: {k: list(rng.random(6) < 0.5) for k in pair} for pair in pairs(range(4))}
+        for name in "abc"
+    }
+    before = chosen({name: runs_of(one) for name, one in answers.items()})
+    assert sorted(before) == [0, 1, 2, 3]
+    scores = {name: validation_accuracy(runs_of(one), 2) for name, one in answers.items()}
+    assert before[2] == max(scores, key=scores.get)
+    for name in answers:
+        for pair in answers[name]:
+            if 2 in pair:
+                answers[name][pair][2] = [name == "c"] * 6
+    after = chosen({name: runs_of(one) for name, one in answers.items()})
+    assert after[2] == before[2]
+    assert after != before  # the others do see it

@@ -1,0 +1,186 @@
+"""`nlutils study`: a folder of clips gives the table; bad input is found before clips are decoded."""
+
+import pytest
+from study_clips import settings, write_folder
+from video_files import grey_steps, write_video
+
+from nlutils import cli
+from nlutils.cli_study import with_action
+from nlutils.paths import project_root
+from nlutils.study import Recipe, command, read_runs
+from nlutils.torch.models.small import SMALL_MODELS
+from nlutils.video import catalogue
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path, monkeypatch):
+    monkeypatch.setenv("NLUTILS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("NLUTILS_CLIPS", raising=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data") / "my clips!")
+
+
+def run(*words):
+    return cli.main([str(word) for word in words])
+
+
+def test_a_folder_gives_the_table_and_goes_on_where_it_was_stopped(folder, tmp_path, capsys):
+    words = ["study", "--data", folder, "--root", tmp_path / "results", *settings()]
+    words += ["--model", "frame_average", "--model", "c3d_small", "--fold", 2]
+    assert run(*words[:-2], "--fold", 0, "--keep-weights") == 0
+    printed = capsys.readouterr().out
+    assert "my_clips: folder my clips!, 8 clips, 160 x 120; 2 runs" in printed
+    assert "4 folds, not 5" in printed
+    assert "| frame averaging, 2D | flow |" in printed
+    assert f"recorded in {command.shown(tmp_path / 'results' / 'my_clips')}" in printed
+    kept = sorted(path.name for path in (tmp_path / "cache" / "weights" / "my_clips").iterdir())
+    assert kept == ["c3d_small-fold0-seed0.pt", "frame_average-fold0-seed0.pt"]
+    runs = read_runs("my_clips", tmp_path / "results")
+    assert [run.run for run in runs] == ["c3d_small-fold0-seed0", "frame_average-fold0-seed0"]
+    assert runs[0].classes == ["left", "right"]
+    assert (runs[0].recipe["epochs"], runs[0].recipe["size"]) == (2, [24, 32])
+
+    assert run(*words, "--fold", 0) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("(recorded before)") == 2
+    assert len(read_runs("my_clips", tmp_path / "results")) == 4
+    assert run("study", "table", "my_clips", "--root", tmp_path / "results") == 0
+    assert capsys.readouterr().out.splitlines() == printed.splitlines()[-5:-1]
+
+
+@pytest.fixture
+def passed(monkeypatch):
+    """What the commands pass on to `run_study`, which does nothing."""
+    seen = {}
+
+    def stand_in(study, rows, folds, seeds, clips, recipe, **options):
+        seen.update(study=study, rows=list(rows), folds=folds, seeds=seeds, recipe=recipe, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "run_study", stand_in)
+    return seen
+
+
+def test_a_folder_alone_means_all_small_networks_and_all_folds(folder, passed):
+    assert run("study", "--data", folder) == 130
+    assert (passed["study"], passed["rows"]) == ("my_clips", list(SMALL_MODELS))
+    assert (passed["folds"], passed["seeds"], passed["recipe"]) == (None, [0], Recipe())
+    assert passed["root"] == project_root() / "build" / "results"
+
+
+def test_every_option_is_passed_on_in_both_ways(folder, tmp_path, passed):
+    words = ["--data", folder, "--model", "cnn_rnn", "--fold", 3, "--fold", 1, "--seed", 7, "--seed", 2]
+    words += ["--set", "epochs=3", "--init", "procedural", "--jobs", 2, "--threads", 3, "--cluster", "local"]
+    words += ["--keep-weights", "--root", tmp_path]
+    expected = {"rows": ["cnn_rnn"], "folds": [1, 3], "seeds": [2, 7], "jobs": 2, "threads": 3}
+    expected |= {"cluster": "local", "keep_weights": True, "root": tmp_path}
+    expected |= {"recipe": Recipe(epochs=3, init="procedural")}
+    for name, start in (
+        ("mine", ["study", *words, "--name", "mine"]),
+        ("ours", ["study", "run", "ours", *words]),
+    ):
+        assert run(*start) == 130
+        assert passed == {"study": name, **expected}
+        passed.clear()
+
+
+def test_a_study_of_a_name_goes_where_the_committed_records_are(folder, passed):
+    assert run("study", "run", "test", "--data", folder) == 130
+    assert passed["root"] == project_root() / "data" / "results"
+
+
+@pytest.mark.parametrize(
+    ("words", "full"),
+    [
+        ("study --data x", "study clips --data x"),
+        ("--traceback study --data x run", "--traceback study clips --data x run"),
+        ("study", "study clips"),
+        ("study run x", "study run x"),
+        ("study --help", "study --help"),
+        ("run study", "run study"),
+        ("", ""),
+    ],
+)
+def test_the_action_that_nobody_names(words, full):
+    assert with_action(words.split()) == full.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "c3d_smal"], "name='c3d_smal' is not known"),
+        (["--fold", "4"], "fold=4 is not a fold of"),
+        (["--set", "epoch=3"], "--set: a recipe has no setting 'epoch'; it has epochs"),
+        (["--set", "epochs=0"], "epochs=0 must be"),
+        (["--set", "precision=bfloat16"], "precision='bfloat16' needs a GPU"),
+        (["--seed", "-1"], "seed=-1 must be"),
+        (["--init", "a.pt", "--set", "init=b.pt"], "--init a.pt and --set init=b.pt are one setting"),
+        (["--init", "no/such/file.pt"], "file.pt"),
+        (["--name", "a/b"], "study='a/b' names a folder"),
+    ],
+)
+def test_wrong_options_are_one_line_before_clips_are_decoded(folder, monkeypatch, capsys, words, message):
+    monkeypatch.setattr(command, "best_device", lambda: "cpu")
+    monkeypatch.setattr(catalogue, "open_clips", lambda name: pytest.fail("clips were opened"))
+    assert run("study", "--data", folder, *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("nlutils: ")
+    assert message in line
+
+
+def test_folders_that_no_study_can_use(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(catalogue, "open_clips", lambda name: pytest.fail("clips were opened"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "hollow" / "left").mkdir(parents=True)
+    (tmp_path / "hollow" / "right").mkdir()
+    write_folder(tmp_path / "alone", 2, kinds=("left",))
+    write_folder(tmp_path / "take", 1)
+    for name, cause in (
+        ("empty", "no classes: clips must lie in sub-folders"),
+        ("hollow", "no file in it is a video"),
+        ("alone", "one class only, 'left'"),
+        ("take", "clips in one fold only"),
+        ("nowhere", "no such folder exists"),
+    ):
+        assert run("study", "--data", tmp_path / name) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert cause in line
+        assert name in line
+    assert run("study") == 2
+    assert "--data FOLDER" in capsys.readouterr().err
+
+
+def test_what_weak_folders_mean_is_said(tmp_path, capsys, passed):
+    root = write_folder(tmp_path / "weak", 2)
+    (root / "left" / "broken.mp4").write_bytes(b"no video")
+    (root / "once").mkdir()
+    write_video(root / "once" / "take0.mp4", grey_steps(4))
+    (root / "gone").mkdir()
+    (root / "gone" / "take1.mp4").write_bytes(b"")
+    assert run("study", "--data", root) == 130
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "weak: folder weak, 5 clips (2 left out), 160 x 120; 15 runs"
+    assert sorted(line.split(":")[0] for line in printed[1:3]) == ["left out", "left out"]
+    assert printed[3:] == [
+        "class gone: the class has no clips",
+        "class once: all its clips lie in fold 0, so it is tested only by networks that never saw it; "
+        "it needs clips of another group",
+        "2 folds, not 5: each network is trained on fewer of the clips",
+    ]
+
+
+def test_runs_recorded_without_weights_are_not_passed_over(folder, tmp_path, capsys):
+    (tmp_path / "my_clips").mkdir()
+    (tmp_path / "my_clips" / "c3d_small-fold1-seed0.json").write_text("{}")
+    assert run("study", "--data", folder, "--model", "c3d_small", "--keep-weights", "--root", tmp_path) == 2
+    line = capsys.readouterr().err
+    assert "without weights: c3d_small-fold1-seed0." in line
+    assert "--root build/with_weights" in line
+
+
+def test_a_name_is_made_of_any_folder_name():
+    assert command._name_of("/a/Straße 5/..Clips (2024)") == "Clips_2024"
+    assert command._name_of("/") == "clips"
