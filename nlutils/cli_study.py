@@ -27,7 +27,12 @@ examples:
   nlutils study --data my_clips --set epochs=4 --fold 0 --name first_try
   nlutils study --data my_clips --model c3d_small --model c3d_small_non_local --jobs 2 --keep-weights
   nlutils study table my_clips --root build/results
-  nlutils study run core8 --data core8"""
+  nlutils study run core8 --data core8 --part architectures --jobs 2"""
+
+_CHOOSE = """\
+For every two folds, each candidate is trained on the three others and tested on both. For a fold K, the
+candidate is chosen that is right most often on the other folds in runs that left K out: the clips of K have
+no say in what K is tested with."""
 
 _PREDICT = """\
 Classify one clip with weights that a study kept, and print the classes, the most probable first. For a
@@ -75,6 +80,25 @@ def add_study(commands) -> None:
     )
     run.add_argument("study", metavar="STUDY", help="the study's name: its runs are files in ROOT/STUDY")
     run.set_defaults(command=_study_run)
+    plan = actions.add_parser(
+        "plan", help="list the parts and rows of the comparison, and how many are recorded"
+    )
+    plan.add_argument("study", metavar="STUDY", nargs="?", default="core8", help="(core8)")
+    plan.add_argument("--root", type=Path, metavar="FOLDER", help="where runs are recorded (data/results)")
+    plan.set_defaults(command=_study_plan)
+    choose = actions.add_parser(
+        "choose",
+        help="try settings on the training folds alone, and say what each fold chooses",
+        description=_CHOOSE,
+        formatter_class=_FORM,
+    )
+    choose.add_argument("study", metavar="STUDY", help="recorded in ROOT/STUDY-choice")
+    choose.add_argument("--data", metavar="FOLDER", help="clips ($NLUTILS_CLIPS, else auto)")
+    choose.add_argument("--family", action="append", dest="families", metavar="NAME",
+                        help="a network whose candidates are tried; may be repeated (all)")  # fmt: skip
+    choose.add_argument("--jobs", type=count, default=1, metavar="N", help="runs at a time (1)")
+    choose.add_argument("--root", type=Path, metavar="FOLDER", help="where runs are recorded (data/results)")
+    choose.set_defaults(command=_study_choose)
     table = actions.add_parser("table", help="print the table of a study's recorded runs")
     table.add_argument("study", metavar="STUDY")
     table.add_argument("--root", type=Path, metavar="FOLDER", help="where runs are recorded (data/results)")
@@ -98,6 +122,10 @@ def _options(named: bool = False) -> argparse.ArgumentParser:
         add("--name", help="the study's name (the folder's)")
     add("--model", dest="models", action="append", metavar="NAME",
         help="a network, see `nlutils models`; may be repeated (five small ones)")  # fmt: skip
+    add("--row", dest="rows", action="append", metavar="ROW",
+        help="a row of the comparison, with its options and settings; may be repeated")  # fmt: skip
+    add("--part", dest="parts", action="append", metavar="PART",
+        help="all rows of a part, see `nlutils study plan`, with its seeds; may be repeated")  # fmt: skip
     add("--fold", dest="folds", type=int, action="append", metavar="K", help="may be repeated (all)")
     add("--seed", dest="seeds", type=int, action="append", metavar="S", help="may be repeated (0)")
     add("--set", dest="recipe", action="append", default=[], metavar="NAME=VALUE",
@@ -107,6 +135,7 @@ def _options(named: bool = False) -> argparse.ArgumentParser:
     add("--jobs", type=count, default=1, metavar="N", help="runs at a time (1)")
     add("--threads", type=count, default=1, metavar="N", help="CPU threads a run (1)")
     add("--cluster", metavar="ADDRESS", help="do the runs on a Ray cluster: local, auto or an address")
+    add("--device", help="cpu, cuda or cuda:N (the GPU when there is one)")
     add("--keep-weights", action="store_true", help="keep what is trained, for `nlutils predict`")
     add("--root", type=Path, metavar="FOLDER",
         help=f"where runs are recorded ({'build' if named else 'data'}/results)")  # fmt: skip
@@ -144,6 +173,18 @@ def _study_clips(options) -> int:
     from nlutils.study.command import study_clips
 
     return study_clips(options, pairs(options.recipe))
+
+
+def _study_plan(options) -> int:
+    from nlutils.study.command import print_plan
+
+    return print_plan(options.study, options.root)
+
+
+def _study_choose(options) -> int:
+    from nlutils.study.command import choose_settings
+
+    return choose_settings(options)
 
 
 def _study_table(options) -> int:

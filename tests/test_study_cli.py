@@ -2,12 +2,13 @@
 
 import pytest
 from study_clips import settings, write_folder
+from test_study_results import a_run
 from video_files import grey_steps, write_video
 
 from nlutils import cli
 from nlutils.cli_study import with_action
 from nlutils.paths import project_root
-from nlutils.study import Recipe, command, read_runs
+from nlutils.study import PARTS, Entry, Recipe, command, read_runs, write_run
 from nlutils.torch.models.small import SMALL_MODELS
 from nlutils.video import catalogue
 
@@ -74,9 +75,9 @@ def test_a_folder_alone_means_all_small_networks_and_all_folds(folder, passed):
 def test_every_option_is_passed_on_in_both_ways(folder, tmp_path, passed):
     words = ["--data", folder, "--model", "cnn_rnn", "--fold", 3, "--fold", 1, "--seed", 7, "--seed", 2]
     words += ["--set", "epochs=3", "--init", "procedural", "--jobs", 2, "--threads", 3, "--cluster", "local"]
-    words += ["--keep-weights", "--root", tmp_path]
+    words += ["--keep-weights", "--root", tmp_path, "--device", "cpu"]
     expected = {"rows": ["cnn_rnn"], "folds": [1, 3], "seeds": [2, 7], "jobs": 2, "threads": 3}
-    expected |= {"cluster": "local", "keep_weights": True, "root": tmp_path}
+    expected |= {"cluster": "local", "keep_weights": True, "root": tmp_path, "device": "cpu"}
     expected |= {"recipe": Recipe(epochs=3, init="procedural")}
     for name, start in (
         ("mine", ["study", *words, "--name", "mine"]),
@@ -90,6 +91,53 @@ def test_every_option_is_passed_on_in_both_ways(folder, tmp_path, passed):
 def test_a_study_of_a_name_goes_where_the_committed_records_are(folder, passed):
     assert run("study", "run", "test", "--data", folder) == 130
     assert passed["root"] == project_root() / "data" / "results"
+
+
+def test_rows_bring_their_options_and_parts_their_seeds(folder, monkeypatch):
+    calls = []
+
+    def stand_in(study, rows, folds, seeds, clips, recipe, **options):
+        calls.append((rows, seeds))
+        return []
+
+    monkeypatch.setattr(command, "run_study", stand_in)
+    monkeypatch.setattr(command, "summarise", lambda runs: [])
+    monkeypatch.setattr(command, "markdown_table", lambda rows: "")
+    words = ["--row", "c3d_small-one_step", "--model", "cnn_rnn", "--part", "controls"]
+    assert run("study", "run", "test", "--data", folder, *words) == 0
+    (rows, seeds), (part, three) = calls
+    assert (list(rows), seeds) == (["cnn_rnn", "c3d_small-one_step"], [0])
+    assert rows["c3d_small-one_step"].recipe == {"time": "one_step"}
+    assert (list(part), three) == (list(PARTS["controls"].rows), [0, 1, 2])
+    calls.clear()
+    assert run("study", "run", "test", "--data", folder, "--part", "controls", "--seed", 5) == 0
+    assert calls[0][1] == [5]
+
+
+def test_the_plan_says_what_is_recorded(tmp_path, capsys):
+    assert run("study", "plan", "core8", "--root", tmp_path) == 0
+    assert "  c3d_small                          0 of 15 runs" in capsys.readouterr().out
+    write_run(a_run([True]), tmp_path)
+    assert run("study", "plan", "trial", "--root", tmp_path) == 0
+    assert "  c3d_small                          1 of 15 runs" in capsys.readouterr().out
+
+
+def test_each_fold_chooses_among_the_candidates(folder, tmp_path, capsys, monkeypatch):
+    """Trained for real, one epoch on pairs of folds; then nothing is trained again."""
+    tiny = {"widths": [4, 4, 8, 8]}
+    recipe = {"epochs": 1, "warmup": 0, "size": (16, 16)}
+    candidates = {"a": Entry("frame_average", tiny, recipe), "b": Entry("c3d_small", tiny, recipe)}
+    monkeypatch.setattr(command, "CANDIDATES", {"small": candidates})
+    words = ["study", "choose", "test", "--data", folder, "--root", tmp_path]
+    assert run(*words) == 0
+    table = capsys.readouterr().out
+    folds = len({clip.fold for clip in catalogue.open_clips(folder).clips})
+    assert len(list((tmp_path / "test-choice").glob("small-a-*.json"))) == folds * (folds - 1) // 2
+    assert table.count("**") == 2 * folds
+    assert run(*words) == 0
+    assert capsys.readouterr().out.count("recorded before") == folds * (folds - 1)
+    assert run(*words, "--family", "large") == 2
+    assert "family='large' is not known; use one of 'small'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -120,6 +168,8 @@ def test_the_action_that_nobody_names(words, full):
         (["--init", "a.pt", "--set", "init=b.pt"], "--init a.pt and --set init=b.pt are one setting"),
         (["--init", "no/such/file.pt"], "file.pt"),
         (["--name", "a/b"], "study='a/b' names a folder"),
+        (["--row", "c4d"], "row='c4d' is not known"),
+        (["--part", "all"], "part='all' is not known"),
     ],
 )
 def test_wrong_options_are_one_line_before_clips_are_decoded(folder, monkeypatch, capsys, words, message):

@@ -79,6 +79,7 @@ def test_the_first_process_alone_writes_and_speaks(folder):
     assert [output.count(f"process {rank}: 2d-fold0-seed0") for rank in range(2)] == [1, 1]
     assert (folder / "cache0" / "weights" / "shared" / "2d-fold0-seed0.pt").is_file()
     assert not (folder / "cache1" / "weights").exists()
+    assert read_runs("shared", folder)[0].provenance["machine"]["processes"] == 2
 
 
 def test_a_run_of_two_processes_is_ended_by_one(folder, monkeypatch):
@@ -95,9 +96,9 @@ def test_a_run_of_two_processes_is_ended_by_one(folder, monkeypatch):
     )
     assert epochs == [2]
     (shared,) = read_runs("shared", folder)
-    assert resumed[0].losses == pytest.approx(shared.losses, abs=2e-4)
+    assert resumed[0].losses == pytest.approx(shared.losses, abs=1e-3)
     torch.testing.assert_close(
-        torch.tensor(resumed[0].logits), torch.tensor(shared.logits), rtol=0, atol=2e-3
+        torch.tensor(resumed[0].logits), torch.tensor(shared.logits), rtol=0, atol=1e-2
     )
     assert not list((folder / "cache0" / "checkpoints" / "shared").iterdir())
 

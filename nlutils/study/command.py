@@ -6,23 +6,26 @@ Whatever can be wrong with the options is found before clips are decoded, for th
 import re
 from pathlib import Path
 
+from nlutils.arguments import one_of
 from nlutils.paths import atomic_path, project_root, results_root, shown
 from nlutils.study import distributed
 from nlutils.study.arithmetic import autocast
+from nlutils.study.choice import pairs
 from nlutils.study.fold import best_device, run_name
 from nlutils.study.grid import entries
+from nlutils.study.plan import CANDIDATES, PARTS, rows_of
 from nlutils.study.recipe import Recipe
 from nlutils.study.results import read_runs, run_path
 from nlutils.study.start import start_digest
 from nlutils.study.study import run_study
-from nlutils.study.tables import markdown_table, summarise
+from nlutils.study.tables import by_row, choice_table, markdown_table, summarise, title_of
 from nlutils.study.weights import weights_path
 from nlutils.torch.models.small import SMALL_MODELS
 from nlutils.video import catalogue
 from nlutils.video.folder import study_folds, weak_classes
 from nlutils.video.labels import FOLDS
 
-__all__ = ["predict_clip", "print_table", "study_clips", "study_named"]
+__all__ = ["choose_settings", "predict_clip", "print_plan", "print_table", "study_clips", "study_named"]
 
 
 def study_named(options, settings: dict) -> int:
@@ -48,36 +51,80 @@ def _study(study, options, settings, root) -> int:
     if not re.fullmatch(r"\w[\w.+-]*", study):
         raise ValueError(f"study={study!r} names a folder: use letters, digits and _ . + -, a letter first")
     recipe = _recipe(settings, options.init)
-    rows = entries(options.models or list(SMALL_MODELS))
     folds = _folds(options.data, options.folds)
-    seeds = sorted(set(options.seeds or [recipe.seed]))
-    cells = [(row, fold, seed) for row in rows for fold in folds for seed in seeds]
-    for _, fold, seed in cells:
-        start_digest(recipe.replace(seed=seed), fold)
-    if options.keep_weights:
+    wanted = _wanted(options, recipe)
+    cells = [(row, fold, seed) for seeds, rows in wanted for row in rows for fold in folds for seed in seeds]
+    for seeds, rows in wanted:
+        for entry in rows.values():
+            for fold in folds:
+                start_digest(recipe.replace(**{**entry.recipe, "seed": seeds[0]}), fold)
+    if options.keep_weights and distributed.first():
         _refuse_records_without_weights(study, [run_name(*cell) for cell in cells], root)
     clips = catalogue.open_clips(options.data)
     _say(f"{study}: {clips.source}; {_count(len(cells), 'run')}")
     for line in _consequences(clips):
         _say(line)
-    runs = run_study(
-        study,
-        rows,
-        folds if options.folds else None,
-        seeds,
-        clips,
-        recipe,
-        jobs=options.jobs,
-        threads=options.threads,
-        cluster=options.cluster,
-        root=root,
-        keep_weights=options.keep_weights,
-    )
+    runs = []
+    for seeds, rows in wanted:
+        runs += run_study(
+            study,
+            rows,
+            folds if options.folds else None,
+            seeds,
+            clips,
+            recipe,
+            jobs=options.jobs,
+            threads=options.threads,
+            cluster=options.cluster,
+            device=options.device,
+            root=root,
+            keep_weights=options.keep_weights,
+        )
     _say(markdown_table(summarise(runs)))
     _say(f"recorded in {shown(Path(root) / study)}")
     if options.keep_weights:
         kept = weights_path(study, runs[0].run)
         _say(f"weights in {shown(kept.parent)}; use them: nlutils predict {study}/{kept.stem} CLIP")
+    return 0
+
+
+def _wanted(options, recipe) -> list[tuple[list[int], dict]]:
+    """[(seeds, rows)]: networks and rows with the seeds that are asked for, parts with their own."""
+    seeds = sorted(set(options.seeds or [recipe.seed]))
+    networks = options.models or ([] if options.rows or options.parts else list(SMALL_MODELS))
+    wanted = [(seeds, entries(networks) | entries(rows_of(options.rows or [])))]
+    for name in options.parts or []:
+        part = PARTS[one_of("part", name, PARTS)]
+        wanted.append((seeds if options.seeds else list(part.seeds), entries(rows_of(part.rows))))
+    return [(seeds, rows) for seeds, rows in wanted if rows]
+
+
+def print_plan(study: str, root=None) -> int:
+    """`nlutils study plan`: every part with its rows, and how many folds and seeds of each are recorded."""
+    folder = Path(root or results_root()) / study
+    recorded = by_row(read_runs(study, root)) if any(folder.glob("*.json")) else {}
+    for name, part in PARTS.items():
+        print(f"{name}: {part.title}; {_count(len(part.seeds), 'seed')}")
+        for row in part.rows:
+            done = len(recorded.get(row, []))
+            print(f"  {row:32} {done:3} of {FOLDS * len(part.seeds):2} runs  {title_of(row)}")
+    return 0
+
+
+def choose_settings(options) -> int:
+    """`nlutils study choose STUDY`: run the candidates on pairs of folds, print what each fold chooses."""
+    root = options.root or results_root()
+    families = {
+        name: CANDIDATES[one_of("family", name, CANDIDATES)] for name in options.families or CANDIDATES
+    }
+    clips = catalogue.open_clips(options.data)
+    folds = sorted({clip.fold for clip in clips.clips})
+    for family, candidates in families.items():
+        rows = {f"{family}-{name}": entry for name, entry in candidates.items()}
+        runs = run_study(
+            f"{options.study}-choice", rows, pairs(folds), clips=clips, jobs=options.jobs, root=root
+        )
+        print(choice_table(by_row(runs)))
     return 0
 
 

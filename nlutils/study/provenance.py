@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from nlutils.origin import commit, digest, processor
+from nlutils.study.distributed import count
 
 __all__ = ["code_digest", "provenance"]
 
@@ -24,6 +25,8 @@ SHOWING = (
     "plan.py",
     "predict.py",
     "readme.py",
+    "side_by_side.py",
+    "spread.py",
     "tables.py",
 )
 
@@ -45,6 +48,7 @@ def provenance(device: torch.device) -> dict:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device.type,
+        "processes": count(),
     }
     if device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(device)

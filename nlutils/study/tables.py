@@ -1,11 +1,12 @@
 """The comparison as tables in Markdown, computed from recorded runs."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from nlutils.study.choice import chosen, validation_accuracy
 from nlutils.study.plan import ROWS, Part
 from nlutils.study.results import Interval, Run, difference_interval, interval
 from nlutils.torch.models import list_models, model_title
@@ -14,6 +15,7 @@ __all__ = [
     "Row",
     "architectures_table",
     "by_row",
+    "choice_table",
     "difference_table",
     "markdown_table",
     "summarise",
@@ -206,6 +208,19 @@ def time_table(runs: Iterable[Run]) -> str:
         "one step",
     ]
     return _table(heads, lines, left=2)
+
+
+def choice_table(candidates: Mapping[str, Iterable[Run]]) -> str:
+    """A line a candidate: its validation accuracy for each fold; what a fold chooses stands in bold."""
+    candidates = {name: list(runs) for name, runs in candidates.items()}
+    winners = chosen(candidates)
+    lines = []
+    for name, runs in candidates.items():
+        shares = {fold: f"{100 * validation_accuracy(runs, fold):.1f}" for fold in winners}
+        lines.append([name, *(f"**{shares[f]}**" if winners[f] == name else shares[f] for f in winners)])
+    return _table(
+        ["candidate, % right in validation", *(f"for fold {fold}" for fold in winners)], lines, left=1
+    )
 
 
 def _table(heads: list[str], lines: list[list[str]], left: int) -> str:

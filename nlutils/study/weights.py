@@ -55,7 +55,7 @@ def kept_weights(path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; weights are kept by `nlutils study run STUDY --keep-weights`"
+            f"{path} does not exist; weights are kept by --keep-weights of `nlutils study`"
         )
     state = read_kept(path)
     if state is None:
