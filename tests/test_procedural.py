@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from nlutils.video import open_clips
 from nlutils.video.flow import warp_back
 from nlutils.video.procedural import (
     ACTIONS,
@@ -361,6 +362,8 @@ def test_patterns_drift_in_clips():
 
 
 def test_relations_become_clip_sets():
+    assert open_clips("same_pattern", count=80, frames=1, size=32).name == "same_pattern"
+    assert open_clips("same_action", count=60, frames=2, size=32).clips[0].name == "same_action/00000"
     for task, count in ((SameAction(60, 2, 32), 60), (SamePattern(80, 1, 32), 80)):
         clips = task.clip_set()
         assert clips.classes == ("different", "same")

@@ -59,7 +59,9 @@ CATALOGUE = {
 # core8 is a choice of classes, not an archive of its own.
 _PART_OF = {"core8": "jhmdb21"}
 
-_NAMES = ("auto", "procedural", "core8", "jhmdb21")
+_RELATIONS = ("same_action", "same_pattern")
+_MADE_HERE = ("procedural", *_RELATIONS)
+_NAMES = ("auto", *_MADE_HERE, "core8", "jhmdb21")
 
 
 def data_set(name: str) -> DataSet:
@@ -74,12 +76,14 @@ def data_set(name: str) -> DataSet:
 def open_clips(name: str | os.PathLike | None = None, **options) -> ClipSet:
     """The labelled clips of a data set, with group-disjoint folds.
 
-    `name` is "procedural" (made here, nothing to fetch), "core8" or "jhmdb21" (real clips of J-HMDB), the
-    path of a folder of clips, or "auto": core8 when it is there, else procedural; `source` of the result says
-    which. None means `$NLUTILS_CLIPS`, and "auto" when that is not set. A relative path in `$NLUTILS_CLIPS`
-    starts at the project's root.
+    `name` is "procedural" (six actions, made here, nothing to fetch), "same_action" or "same_pattern" (made
+    here: do two far-apart places show the same?), "core8" or "jhmdb21" (real clips of J-HMDB), the path of a
+    folder of clips, or "auto": core8 when it is there, else procedural; `source` of the result says which.
+    None means `$NLUTILS_CLIPS`, and "auto" when that is not set. A relative path in `$NLUTILS_CLIPS` starts
+    at the project's root.
 
     `options` go to the data set's own function: procedural.actions_clip_set(count, frames, size, seed),
+    procedural.relation_clip_set(name, count, frames, size, seed),
     jhmdb.open_jhmdb(root, size, progress), folder.open_folder(size, progress). They need a name: what None
     and "auto" mean differs between machines.
 
@@ -101,6 +105,10 @@ def open_clips(name: str | os.PathLike | None = None, **options) -> ClipSet:
         from nlutils.video.procedural import actions_clip_set
 
         return actions_clip_set(**options)
+    if which in _RELATIONS:
+        from nlutils.video.procedural import relation_clip_set
+
+        return relation_clip_set(which, **options)
     from nlutils.video.jhmdb import open_jhmdb
 
     return open_jhmdb(which, **options)
@@ -112,7 +120,7 @@ def describe_source(name: str | os.PathLike | None = None) -> str:
     asked = "name" if name is not None else "NLUTILS_CLIPS"
     if isinstance(which, Path):
         return f"The clips are those of the folder {which.name}, as {asked} says."
-    if which == "procedural":
+    if which in _MADE_HERE:
         return f"The clips are procedural (made here, not filmed), as {asked} says."
     from nlutils.video import jhmdb
 

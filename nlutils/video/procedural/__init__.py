@@ -2,7 +2,7 @@
 
 from nlutils.video.procedural.actions import Actions, ProceduralClip, actions_clip_set
 from nlutils.video.procedural.motion import ACTIONS, JOINTS
-from nlutils.video.procedural.relations import RelationalClip, SameAction, SamePattern
+from nlutils.video.procedural.relations import RelationalClip, SameAction, SamePattern, relation_clip_set
 from nlutils.video.procedural.scene import RATE
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "SameAction",
     "SamePattern",
     "actions_clip_set",
+    "relation_clip_set",
 ]

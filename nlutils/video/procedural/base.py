@@ -17,10 +17,11 @@ FOLDS = 5
 class ProceduralSet:
     """`count` clips, each a function of `seed` and its number alone: a larger `count` only adds clips.
 
-    A subclass has `classes`, `per_group` (so many clips in a row are a group, and balanced), `title`,
+    A subclass has `name`, `classes`, `per_group` (so many clips in a row are a group, and balanced), `title`,
     `label(index)`, and `_make(index, everything)`: the clip, or only its frames.
     """
 
+    name: str = "procedural"
     classes: tuple[str, ...]
     per_group: int
     title: str
@@ -74,9 +75,9 @@ class ProceduralSet:
                 read = partial(cached_array, "procedural", f"{key} {index}", read)
             group = self.group(index)
             clips.append(
-                Clip(f"procedural/{index:05d}", self.label(index), f"group-{group:03d}", group % FOLDS, read)
+                Clip(f"{self.name}/{index:05d}", self.label(index), f"group-{group:03d}", group % FOLDS, read)
             )
-        return ClipSet("procedural", tuple(self.classes), tuple(clips), f"{self.count} clips of {source}")
+        return ClipSet(self.name, tuple(self.classes), tuple(clips), f"{self.count} clips of {source}")
 
     def _check(self, index) -> int:
         if not 0 <= index < self.count:

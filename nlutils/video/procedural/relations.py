@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nlutils.arguments import one_of, positive_integer
+from nlutils.video.clips import ClipSet
 from nlutils.video.procedural.base import ProceduralSet
 from nlutils.video.procedural.figure import Actor, Performer, paint
 from nlutils.video.procedural.motion import ACTIONS, move
 from nlutils.video.procedural.scene import Camera, develop, new_canvas, project, random_background, times
 from nlutils.video.procedural.texture import Texture
 
-__all__ = ["RelationalClip", "SameAction", "SamePattern"]
+__all__ = ["RelationalClip", "SameAction", "SamePattern", "relation_clip_set"]
 
 CELLS = 4  # a pattern has 4 x 4 cells, half of them light
 
@@ -62,6 +63,8 @@ class SameAction(Relation):
     group of clips has two performers of its own. `SameAction(...)[i]` is a `RelationalClip` whose `left` and
     `right` are indices into `actions`.
     """
+
+    name = "same_action"
 
     def __init__(
         self, count: int, frames: int = 16, size=64, seed: int = 0, *, actions=ACTIONS, noise: float = 2.0
@@ -116,6 +119,8 @@ class SamePattern(Relation):
     between the two. `SamePattern(...)[i]` is a `RelationalClip` whose `left` and `right` are indices into
     `.bank`.
     """
+
+    name = "same_pattern"
 
     def __init__(
         self, count: int, frames: int = 1, size=64, seed: int = 0, *, patterns: int = 8, noise: float = 2.0
@@ -184,3 +189,14 @@ def _shares(length, corner, side):
     edges = corner + side * np.arange(CELLS + 1) / CELLS
     pixel = np.arange(length)[:, None]
     return np.clip(np.minimum(pixel + 1, edges[1:]) - np.maximum(pixel, edges[:-1]), 0, 1)
+
+
+def relation_clip_set(
+    name: str, count: int = 600, frames: int = 16, size=64, seed: int = 0, *, cache: bool = False
+) -> ClipSet:
+    """`SameAction` or `SamePattern`, by its `name`, as a `ClipSet` of two classes; five folds share no group.
+
+    Clips are made when they are read; `cache=True` keeps their frames on disk.
+    """
+    kinds = {kind.name: kind for kind in (SameAction, SamePattern)}
+    return kinds[one_of("name", name, kinds)](count, frames, size, seed).clip_set(cache=cache)
