@@ -241,11 +241,10 @@ assert by_source > clip_by_clip[2] - clip_by_clip[1]
 # %% [markdown]
 # ## 4 · The table
 #
-# The same for all five networks, with what each costs: weights, multiply-adds and milliseconds of one thread
-# for one clip (the least of five measurements, one a fold; the largest is 18 to 61 % above it, so
-# small differences in this column mean nothing; the recorded multiply-adds of `cnn_rnn` lack the 2.1 million of
-# its LSTM, which were not counted then), and the most memory that
-# one training step of 16 clips needs.
+# The same for all five networks, with what each costs: weights, multiply-adds of one clip, clips a second of
+# one processor in training and in test (the best of five folds), and the most memory that one training step of
+# 16 clips needs. The rates are noisy: small differences in these two columns mean nothing. The recorded
+# multiply-adds of `cnn_rnn` lack the 2.1 million of its LSTM, which were not counted then.
 
 # %%
 table = study.summarise([run for row in runs.values() for run in row])
