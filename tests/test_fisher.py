@@ -11,7 +11,9 @@ from nlutils.video.fisher import (
     TrajectoryClassifier,
     check_labels,
     fisher_vector,
+    held_out_scores,
     improved,
+    sharpness,
 )
 
 
@@ -313,3 +315,34 @@ def test_defaults():
     assert (LinearSVM().cost, TrajectoryClassifier(2, dict).svm.cost) == (100, 100)  # our choice
     assert TrajectoryClassifier(2, dict).gaussians == 256  # wanglimin/TDD, extract_fv.m
     assert TrajectoryClassifier(2, dict).components is None
+
+
+def test_held_out_scores_are_those_of_an_svm_that_did_not_see_the_clip():
+    rng = np.random.default_rng(0)
+    labels = np.array([0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 0])
+    vectors = rng.normal(size=(11, 4)) + labels[:, None]
+    scores = held_out_scores(LinearSVM(1.0), vectors, labels, 3, parts=2)
+    turn = np.zeros(11, dtype=int)
+    turn[[3, 6, 10]] = 1  # the second, fourth and sixth clip of class 0
+    turn[[2, 7]] = 1  # and of class 1
+    for part in (0, 1):
+        other = LinearSVM(1.0).fit(vectors[turn != part], labels[turn != part], 3)
+        np.testing.assert_allclose(scores[turn == part], other.scores(vectors[turn == part]))
+    assert (scores[:, 2] == -1).all()
+
+
+def test_sharpness_makes_the_softmax_as_sure_as_it_may_be():
+    """Right in 3 of 4: the softmax of two classes shall say 3/4, so the factor is log 3 over the gap of 2."""
+    scores = np.array([[1.0, -1.0]] * 4)
+    assert sharpness(scores, [0, 0, 0, 1]) == pytest.approx(np.log(3) / 2, rel=1e-4)
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 5, 200)
+    noisy = rng.normal(size=(200, 5)) + 2 * np.eye(5)[labels]
+    best = sharpness(noisy, labels)
+
+    def loss(factor):
+        shifted = factor * noisy - (factor * noisy).max(axis=1, keepdims=True)
+        p = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
+        return -np.log(p[np.arange(200), labels]).mean()
+
+    assert loss(best) < min(loss(0.9 * best), loss(1.1 * best))

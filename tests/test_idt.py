@@ -6,6 +6,7 @@ import torch
 
 from nlutils.torch.models.idt import IDT
 from nlutils.video.descriptors import SMALL, improved_trajectories
+from nlutils.video.fisher import held_out_scores, sharpness
 from nlutils.video.procedural import Actions
 from nlutils.video.tracks import Limits
 
@@ -39,6 +40,20 @@ def test_eight_clips_are_learnt(eight, fitted, tmp_path):
     copy = IDT(6, **OPTIONS)
     copy.load_state_dict(torch.load(tmp_path / "idt.pt", weights_only=True))
     assert torch.equal(copy(x[:2]), scores[:2])
+
+
+def test_scores_are_as_sure_as_clips_that_were_not_seen_allow(eight):
+    """Where a class has a single clip nothing can be held out; with two of each, a factor is learnt."""
+    x, labels, _ = eight
+    assert min(labels.bincount()) == 1
+    assert IDT(6, **OPTIONS).fit([(x, labels)]).sharpness == 1.0
+    halves = torch.arange(8) % 2
+    model = IDT(2, **OPTIONS).fit([(x, halves)])
+    encoded = model.encoding.vectors(model.describe(x))
+    held_out = held_out_scores(model.encoding.svm, encoded, halves.numpy(), 2)
+    assert model.sharpness == sharpness(held_out, halves.numpy()) != 1.0
+    expected = model.sharpness * model.encoding.svm.scores(encoded)
+    torch.testing.assert_close(model(x), torch.from_numpy(expected).float())
 
 
 def test_descriptors_are_those_of_the_clip_whatever_its_scale(eight):

@@ -19,6 +19,7 @@ from nlutils.study import (
     difference_interval,
     difference_table,
     interval,
+    late_fusion,
     markdown_table,
     read_runs,
     readme_table,
@@ -145,6 +146,22 @@ def test_a_paired_difference_is_narrower_than_two_intervals():
     assert difference_interval(a, a) == Interval(0, 0, 0)
     with pytest.raises(ValueError, match=r"tested on 200 clips and b on 3, 3 of them the same"):
         difference_interval(a, [a_run([True] * 3, row="b")])
+
+
+def test_late_fusion_averages_probabilities():
+    """A sure network and an unsure one: softmaxes (0.9, 0.1) and (0.3, 0.7) have the mean (0.6, 0.4)."""
+    sure, unsure = a_run([True]), a_run([False], row="cnn_rnn")
+    sure.logits[:] = [[np.log(9.0), 0.0]]
+    unsure.logits[:] = [[np.log(3 / 7) + 5, 5.0]]
+    (fused,) = late_fusion("both", [sure], [unsure])
+    np.testing.assert_allclose(np.exp(fused.logits), [[0.6, 0.4]])
+    assert (fused.row, fused.run, fused.accuracy) == ("both", "both-fold0-seed0", 1.0)
+    assert fused.cost["parameters"] == 600_000
+    assert fused.input == "flow + flow"
+    with pytest.raises(ValueError, match="not tested on the same folds with the same seeds"):
+        late_fusion("both", [sure], [a_run([True], fold=1)])
+    with pytest.raises(ValueError, match="not tested on the same clips in fold 0"):
+        late_fusion("both", [sure], [a_run([True, True])])
 
 
 def test_parameters_and_multiply_adds_equal_hand_counts():

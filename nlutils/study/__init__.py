@@ -19,6 +19,7 @@ from nlutils.study.results import (
     correct_by_clip,
     difference_interval,
     interval,
+    late_fusion,
     read_runs,
     write_run,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "evaluate",
     "example_input",
     "interval",
+    "late_fusion",
     "markdown_table",
     "measure",
     "multiply_adds",

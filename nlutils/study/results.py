@@ -5,14 +5,24 @@ holds its settings, the logits of every test clip, its cost and its provenance.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.special import log_softmax, logsumexp
 
 from nlutils.paths import atomic_path, results_root
 
-__all__ = ["Interval", "Run", "correct_by_clip", "difference_interval", "interval", "read_runs", "write_run"]
+__all__ = [
+    "Interval",
+    "Run",
+    "correct_by_clip",
+    "difference_interval",
+    "interval",
+    "late_fusion",
+    "read_runs",
+    "write_run",
+]
 
 DRAWS = 10_000
 
@@ -95,6 +105,41 @@ def read_runs(study: str, root=None) -> list[Run]:
             f"no run of {study!r} is recorded in {folder}; nlutils.study.run_study records them"
         )
     return sorted(runs, key=lambda run: (run.row, str(run.fold), run.seed))
+
+
+def late_fusion(row: str, *rows: list[Run]) -> list[Run]:
+    """The runs of a new row that averages the class probabilities of others, fold by fold and seed by seed.
+
+    Nothing is trained: scores are the logarithms of the mean of softmaxes (Simonyan and Zisserman, NIPS 2014,
+    section 2). Weights and multiply-adds add up. Raises ValueError for rows of other folds, seeds or clips.
+    """
+    cells = [{(str(run.fold), run.seed): run for run in runs} for runs in rows]
+    if any(cell.keys() != cells[0].keys() for cell in cells):
+        raise ValueError(f"{row}: the rows were not tested on the same folds with the same seeds")
+    fused = []
+    for key, first in cells[0].items():
+        parts = [cell[key] for cell in cells]
+        if any((part.names, part.labels) != (first.names, first.labels) for part in parts):
+            raise ValueError(f"{row}: the rows were not tested on the same clips in fold {key[0]}")
+        scores = logsumexp([log_softmax(part.logits, axis=1) for part in parts], axis=0) - np.log(len(parts))
+        right = scores.argmax(axis=1) == np.asarray(first.labels)
+        sums = {
+            name: sum(part.cost[name] or 0 for part in parts)
+            for name in ("parameters", "multiply_adds", "forward_ms")
+        }
+        fused.append(
+            replace(
+                first,
+                run=first.run.replace(first.row, row, 1),
+                row=row,
+                input=" + ".join(part.input for part in parts),
+                accuracy=float(right.mean()),
+                logits=scores.tolist(),
+                cost=first.cost | sums,
+                views={},
+            )
+        )
+    return fused
 
 
 @dataclass(frozen=True)

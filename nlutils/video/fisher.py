@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, logsumexp
 
 from nlutils.arguments import positive_integer, positive_number, whole_number
 
@@ -15,7 +16,9 @@ __all__ = [
     "TrajectoryClassifier",
     "check_labels",
     "fisher_vector",
+    "held_out_scores",
     "improved",
+    "sharpness",
 ]
 
 # Fewer descriptors than this a Gaussian, and its variances are noise.
@@ -216,6 +219,38 @@ class LinearSVM:
         if self.weight is None:
             raise RuntimeError("this SVM knows no classes yet; call fit first")
         return _check_rows("vectors", vectors, self.weight.shape[1]) @ self.weight.T + self.bias
+
+
+def held_out_scores(svm: LinearSVM, vectors, labels, num_classes: int, parts: int = 5) -> np.ndarray:
+    """Each clip's scores by an SVM, made as `svm` was, that did not see it: float64 (B, num_classes).
+
+    The clips of each class are dealt to `parts` parts in turn; each part is scored by an SVM of the others.
+    """
+    vectors, labels = np.asarray(vectors), np.asarray(labels)
+    turn = np.zeros(len(labels), dtype=int)
+    for label in np.unique(labels):
+        mine = np.flatnonzero(labels == label)
+        turn[mine] = np.arange(len(mine)) % parts
+    scores = np.full((len(labels), num_classes), -1.0)
+    for part in np.unique(turn):
+        here = turn == part
+        other = LinearSVM(svm.cost, svm.seed).fit(vectors[~here], labels[~here], num_classes)
+        scores[here] = other.scores(vectors[here])
+    return scores
+
+
+def sharpness(scores, labels) -> float:
+    """The factor of `scores` (B, num_classes) whose softmax gives `labels` the largest likelihood.
+
+    Platt scaling with one number for all classes, "temperature scaling" (Guo et al., On Calibration of Modern
+    Neural Networks, ICML 2017, section 4.2). The order of the scores stays, so no class changes.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+
+    def loss(log_factor):
+        return -log_softmax(np.exp(log_factor) * scores, axis=1)[np.arange(len(labels)), labels].mean()
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x))
 
 
 class TrajectoryClassifier:

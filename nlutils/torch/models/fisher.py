@@ -1,5 +1,6 @@
 """What the networks of tracks share: descriptors of clips, Fisher vectors and a linear SVM, fitted once."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
@@ -8,7 +9,7 @@ import torch
 
 from nlutils.arguments import one_of, positive_integer
 from nlutils.torch.models.common import VideoClassifier
-from nlutils.video.fisher import TrajectoryClassifier
+from nlutils.video.fisher import TrajectoryClassifier, held_out_scores, sharpness
 from nlutils.video.tracks import MEDIANS, Limits
 
 __all__ = ["FisherClassifier", "single"]
@@ -17,8 +18,9 @@ __all__ = ["FisherClassifier", "single"]
 class FisherClassifier(VideoClassifier):
     """Clips to class scores: `describe`, then Fisher vectors and a linear SVM, which `fit` learns.
 
-    `forward` gives the SVM's scores: the largest is the class; their softmax is no probability. The options
-    of tracks are those of `nlutils.video.motion_levels` and `dense_tracks`, those of Fisher vectors and the
+    `forward` gives the SVM's scores times a factor by which their softmax fits training clips that the SVM
+    has not seen (`nlutils.video.fisher.sharpness`; 1 where a class has a single clip). The options of tracks
+    are those of `nlutils.video.motion_levels` and `dense_tracks`, those of Fisher vectors and the
     SVM those of `nlutils.video.TrajectoryClassifier`. A network defines `describe`, and names in
     `described_by` the options that its descriptors depend on.
 
@@ -56,6 +58,7 @@ class FisherClassifier(VideoClassifier):
             samples=samples,
             seed=seed,
         )
+        self.sharpness = 1.0
 
     def describe(self, x) -> list[dict[str, np.ndarray]]:
         """The descriptors of each clip of a batch, {kind: float32 (N, W)}."""
@@ -68,13 +71,17 @@ class FisherClassifier(VideoClassifier):
             described += self.describe(x)
             known += labels.tolist()
         self.encoding.fit(described, known)
+        self.sharpness = 1.0
+        if min(Counter(known).values()) > 1:
+            vectors, classes = self.encoding.vectors(described), self.encoding.num_classes
+            self.sharpness = sharpness(held_out_scores(self.encoding.svm, vectors, known, classes), known)
         return self
 
     def forward(self, x) -> torch.Tensor:
         if not self.encoding.encoders:
             name = type(self).__name__.lower()
             raise RuntimeError(f"{name} knows no Fisher vectors yet; call fit with the training clips first")
-        scores = self.encoding.scores(self.describe(x))
+        scores = self.sharpness * self.encoding.scores(self.describe(x))
         like = x if isinstance(x, torch.Tensor) else x[0]
         return torch.as_tensor(scores, dtype=like.dtype, device=like.device)
 
@@ -94,7 +101,7 @@ class FisherClassifier(VideoClassifier):
 
     def get_extra_state(self):
         learnt = {name: torch.from_numpy(array) for name, array in self.encoding.state().items()}
-        return {"options": self._options(), "learnt": learnt}
+        return {"options": self._options(), "learnt": learnt, "sharpness": self.sharpness}
 
     def set_extra_state(self, state):
         own = self._options()
@@ -104,6 +111,7 @@ class FisherClassifier(VideoClassifier):
                     f"{name}={own[name]!r}, but this state was fitted with {name}={value!r}; "
                     f"make the network with the options of the state"
                 )
+        self.sharpness = float(state["sharpness"])
         self.encoding.load_state({name: tensor.cpu().numpy() for name, tensor in state["learnt"].items()})
 
     def _options(self):

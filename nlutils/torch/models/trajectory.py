@@ -142,8 +142,8 @@ class TDD(FisherClassifier):
     that the training may see: dense tracks (`nlutils.video.dense_tracks`, followed at the original scale
     only, over flow that is estimated from the frames), the streams' maps with both normalisations, their
     sums along the tracks, PCA to `components` numbers and a mixture of `gaussians` a map (both from at most
-    `samples` descriptors of it), Fisher vectors, a linear SVM. `forward` gives the SVM's scores: the largest
-    is the class; their softmax is no probability.
+    `samples` descriptors of it), Fisher vectors, a linear SVM. `forward` is that of
+    `FisherClassifier`.
 
     `width` = 96 and the defaults are the paper's: conv4 and conv5 of the spatial stream, conv3 and conv4 of
     the temporal one, five sizes of the picture (`sizes`, as multiples of the clip's), K = 256, D = 64, so
