@@ -19,6 +19,7 @@ multiply-adds a second stand beside those of a product of two matrices of 2048 x
 import statistics
 import sys
 import time
+from dataclasses import replace
 
 import torch
 
@@ -69,7 +70,7 @@ class Step:
             return self.inputs.batch(RECIPE.input, picks, RECIPE.size, **told), self.labels[picks]
         # The same cuts of clips that are read anew.
         frames = torch.stack([self.source(self.inputs.names[i]) for i in picks])
-        fresh = type(self.inputs)(**{**vars(self.inputs), "frames": frames})
+        fresh = replace(self.inputs, frames=frames)
         everyone = torch.arange(len(picks))
         return fresh.batch(RECIPE.input, everyone, RECIPE.size, **told), self.labels[picks]
 

@@ -51,6 +51,8 @@ def test_the_uniform_block_is_a_block_whose_map_says_nothing(options):
             torch.nn.init.zeros_(layer.bias)
         torch.testing.assert_close(block(x), uniform(x))
     assert count(uniform) == count(NonLocalBlock(6, **options))
+    trained = {name for name, weight in uniform.named_parameters() if weight.requires_grad}
+    assert {name.split(".")[0] for name in trained} == {"g", "w_z", "norm"}
 
 
 @pytest.mark.parametrize("scale", [False, True])

@@ -23,6 +23,8 @@ def runs_of(answers):
 def test_five_folds_make_ten_pairs():
     assert pairs(range(5))[:4] == [(0, 1), (0, 2), (0, 3), (0, 4)]
     assert len(pairs(range(5))) == 10
+    with pytest.raises(ValueError, match=r"folds=\[0, 1\]: to choose settings"):
+        pairs([0, 1])
 
 
 def test_validation_leaves_the_reported_fold_out():

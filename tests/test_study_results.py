@@ -248,6 +248,11 @@ def test_published_input_and_flow_stand_in_one_line():
     assert lines[0].startswith("| C3D-style, 3D (Tran et al. 2015) | rgb: 0 % (0 to 0) | 50 % (")
     assert lines[1].startswith("| two-stream (Simonyan, Zisserman 2014) | rgb+flow: 100 % (100 to 100) | – |")
     assert len(lines) == 2
+    tracks = replace(a_run([True], row="idt"), input="rgb")
+    line = architectures_table(summarise([tracks])).splitlines()[2]
+    assert line.startswith(
+        "| improved dense trajectories (Wang, Schmid 2013) | rgb: 100 % (100 to 100) | – |"
+    )
 
 
 def test_differences_to_the_reference_are_paired_and_of_the_same_seeds():
@@ -263,6 +268,31 @@ def test_differences_to_the_reference_are_paired_and_of_the_same_seeds():
     assert "| +25 (+0 to +75) |" in lines[1]
     with pytest.raises(ValueError, match="no run of the rows c3d_small_uniform is recorded"):
         difference_table(runs[:2], part)
+
+
+def test_a_seed_that_is_not_complete_is_compared_on_its_own_folds():
+    """The other row has seed 1 on fold 1 alone, where both are right: no difference."""
+    part = Part("trial", ("c3d_small", "c3d_small_uniform"), "c3d_small")
+    runs = [
+        a_run([ok], fold=fold, seed=seed) for fold, seed, ok in ((0, 0, 1), (1, 0, 1), (0, 1, 0), (1, 1, 1))
+    ]
+    row = "c3d_small_uniform"
+    runs += [a_run([1], row, fold, seed) for fold, seed in ((0, 0), (1, 0), (1, 1))]
+    assert "| 100 % (100 to 100) | +0 (+0 to +0) |" in difference_table(runs, part).splitlines()[3]
+    with pytest.raises(ValueError, match="c3d_small_uniform and c3d_small were run on no fold with the same"):
+        difference_table([a_run([1]), a_run([1], row, seed=1)], part)
+
+
+def test_rates_count_what_was_seen_in_the_time_that_it_took():
+    """10 clips: 2 epochs in 4 s; without epochs each is seen once; the test by its own time."""
+    run = replace(a_run([True] * 5), data={"train": 10}, losses=[1.0, 0.5])
+    run = replace(run, seconds={"train": 9.0, "train_processor": 4.0, "test": 9.0, "test_processor": 0.5})
+    assert (summarise([run])[0].train_rate, summarise([run])[0].test_rate) == (5.0, 10.0)
+    assert summarise([replace(run, losses=[])])[0].train_rate == 2.5
+    both = replace(run, provenance={"machine": {"processes": 2}})
+    assert summarise([both])[0].train_rate == 2.5
+    gpu = replace(run, provenance={"machine": {"gpu": "a GPU"}})
+    assert summarise([gpu])[0].test_rate == pytest.approx(5 / 9)
 
 
 def test_other_orders_of_time_have_a_column_each():

@@ -21,7 +21,9 @@ from nlutils.study import (
     run_study,
     seeded,
     train,
+    write_run,
 )
+from nlutils.study.stopwatch import Stopwatch
 from nlutils.torch import create_model
 from nlutils.video.clips import Clip, ClipSet, Fault
 
@@ -409,7 +411,9 @@ def test_a_study_records_each_run_once(inputs, tmp_path):
 
 def test_a_run_says_where_it_comes_from(inputs):
     run = run_fold(inputs, "c3d_small", 1, TINY.replace(epochs=1), options={"widths": [4, 4, 8, 8]})
-    assert run.data == {"name": "fake", "source": "20 clips of noise", "train": 16, "test": 4, "left_out": 1}
+    facts = {"name": "fake", "source": "20 clips of noise", "train": 16, "test": 4, "left_out": 1}
+    assert run.data == {**facts, "digest": inputs.digest}
+    assert run.seconds.keys() == {"train", "train_processor", "test", "test_processor"}
     assert run.names == ["clip02", "clip03", "clip12", "clip13"]
     assert run.options["input"] == run.input == "differences"
     assert len(run.provenance["code"]) == 64
@@ -447,6 +451,45 @@ def test_other_clips_are_not_taken_for_the_recorded_ones(inputs, tmp_path):
     others = replace(inputs, names=tuple(f"other-{name}" for name in inputs.names))
     with pytest.raises(ValueError, match="recorded with other settings or clips"):
         run_study("same", options, [0], (0,), others, recipe, root=tmp_path, log=lambda line: None)
+
+
+def test_records_of_other_pixels_are_not_taken(inputs, tmp_path):
+    options = {"frame_average": ("frame_average", {"widths": [4, 4, 8, 8]})}
+    recipe = TINY.replace(epochs=1, warmup=0)
+    told = {"folds": [0], "recipe": recipe, "root": tmp_path, "log": lambda line: None}
+    (run,) = run_study("same", options, clips=inputs, **told)
+    assert run.data["digest"] == inputs.digest
+    for others in (
+        replace(inputs, frames=inputs.frames.flip(-1)),
+        replace(inputs, labels=torch.where(inputs.folds == 0, inputs.labels, 1 - inputs.labels)),
+    ):
+        assert others.digest != inputs.digest
+        with pytest.raises(ValueError, match="recorded with other settings or clips"):
+            run_study("same", options, clips=others, **told)
+
+
+def test_settings_newer_than_a_record_do_not_invalidate_it(inputs, tmp_path):
+    """A record without `time` was made when there was no such setting: its steps came forward."""
+    options = {"frame_average": ("frame_average", {"widths": [4, 4, 8, 8]})}
+    told = {"folds": [0], "clips": inputs, "root": tmp_path, "log": lambda line: None}
+    (run,) = run_study("old", options, recipe=TINY.replace(epochs=1), **told)
+    del run.recipe["time"]
+    write_run(run, tmp_path)
+    assert run_study("old", options, recipe=TINY.replace(epochs=1), **told) == [run]
+    with pytest.raises(ValueError, match="recorded with other settings"):
+        run_study("old", options, recipe=TINY.replace(epochs=1, time="reversed"), **told)
+
+
+def test_a_resumed_run_counts_the_time_before_it_was_killed(inputs, tmp_path):
+    indices, path = inputs.split(0)[0], tmp_path / "run.pt"
+    train(fresh("frame_average"), inputs, indices, TINY, checkpoint=path)
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "seconds": (1000.0, 500.0)}, path)
+    watch = Stopwatch()
+    train(fresh("frame_average"), inputs, indices, TINY, checkpoint=path, watch=watch)
+    wall, processor = watch.read()
+    assert 1000 < wall < 1100
+    assert 500 < processor < 600
 
 
 def test_clips_prepared_for_another_recipe_are_refused(inputs, tmp_path):

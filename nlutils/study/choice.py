@@ -16,8 +16,14 @@ __all__ = ["chosen", "pairs", "validation_accuracy"]
 
 
 def pairs(folds: Iterable[int]) -> list[tuple[int, int]]:
-    """Every two of `folds`: what the runs among which is chosen leave out together."""
-    return list(combinations(sorted(folds), 2))
+    """Every two of `folds`: what the runs among which is chosen leave out together.
+
+    Raises ValueError for fewer than three folds: nothing would be left to train on.
+    """
+    folds = sorted(folds)
+    if len(folds) < 3:
+        raise ValueError(f"folds={folds}: to choose settings inside the training folds needs three or more")
+    return list(combinations(folds, 2))
 
 
 def validation_accuracy(runs: Iterable[Run], fold: int) -> float:

@@ -1,7 +1,6 @@
 """One run: a network trained on all folds but one, tested on that one, and measured."""
 
 import copy
-import time
 from collections.abc import Mapping
 
 import torch
@@ -13,6 +12,7 @@ from nlutils.study.provenance import provenance
 from nlutils.study.recipe import TIMES, Recipe
 from nlutils.study.results import Run
 from nlutils.study.start import begin
+from nlutils.study.stopwatch import Stopwatch
 from nlutils.study.train import central_crops, seeded, train
 from nlutils.study.weights import keep_weights
 from nlutils.torch.models import create_model, model_options
@@ -56,15 +56,14 @@ def run_fold(
     with seeded(recipe.seed):
         model = create_model(name, len(inputs.classes), **options).to(device)
     begun = begin(model, name, options, recipe, inputs, fold, progress=progress)
-    start, start_processor = time.perf_counter(), time.process_time()
-    losses = []
+    watch, losses = Stopwatch(), []
     if model.trains:
-        losses = train(model, inputs, train_on, recipe, checkpoint=checkpoint, progress=progress)
+        losses = train(model, inputs, train_on, recipe, checkpoint=checkpoint, progress=progress, watch=watch)
     if model.second_stage:
         model.fit(central_crops(model.input, inputs, train_on, recipe))
-    trained, trained_processor = time.perf_counter(), time.process_time()
+    trained, test_watch = watch.read(), Stopwatch()
     logits = evaluate(model, inputs, test_on, recipe)
-    tested = time.perf_counter()
+    tested = test_watch.read()
     views = _views(model, inputs, test_on, recipe)
     with seeded(recipe.seed):
         spent = cost.measure(
@@ -88,6 +87,7 @@ def run_fold(
         data={
             "name": inputs.name,
             "source": inputs.source,
+            "digest": inputs.digest,
             "train": len(train_on),
             "test": len(test_on),
             "left_out": inputs.left_out,
@@ -96,9 +96,10 @@ def run_fold(
         losses=[round(loss, DIGITS) for loss in losses],
         cost=spent,
         seconds={
-            "train": round(trained - start, 1),
-            "train_processor": round(trained_processor - start_processor, 1),
-            "test": round(tested - trained, 2),
+            "train": round(trained[0], 1),
+            "train_processor": round(trained[1], 1),
+            "test": round(tested[0], 2),
+            "test_processor": round(tested[1], 2),
         },
         provenance=source,
         classes=list(inputs.classes),

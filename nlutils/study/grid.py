@@ -92,7 +92,7 @@ class Cell:
             self.framework,
             self.model,
             options,
-            self.recipe.settings(),
+            self.recipe,
             inputs.source,
             inputs.classes,
             clips,
@@ -102,12 +102,12 @@ class Cell:
             run.framework,
             run.model,
             run.options,
-            run.recipe,
+            Recipe(**run.recipe),  # settings that are newer than the record were what they are by default
             run.data["source"],
             tuple(run.classes),
             seen,
         )
-        if found != wanted:
+        if found != wanted or run.data.get("digest", inputs.digest) != inputs.digest:
             raise ValueError(
                 f"{path} was recorded with other settings or clips; "
                 "give this study another name, or delete the file"
@@ -136,11 +136,7 @@ class Cell:
                 self.recipe.settings(),
                 self._start(),
                 inputs.source,
-                inputs.names,
-                inputs.classes,
-                inputs.groups,
-                inputs.labels.tolist(),
-                inputs.folds.tolist(),
+                inputs.digest,
             ]
         )
         digest = hashlib.sha256(told.encode()).hexdigest()[:12]

@@ -5,7 +5,9 @@ a time, on the device that trains.
 """
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import cv2
@@ -51,6 +53,17 @@ class Inputs:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what tells these clips from others: names, groups, labels, folds and the frames' bytes.
+
+        Flow follows from the frames.
+        """
+        told = [self.names, self.groups, self.classes, self.labels.tolist(), self.folds.tolist()]
+        total = hashlib.sha256(json.dumps(told).encode())
+        total.update(np.ascontiguousarray(self.frames.cpu().numpy()).data)
+        return total.hexdigest()
 
     def split(self, fold) -> tuple[torch.Tensor, torch.Tensor]:
         """The indices of the clips outside `fold` (to train on) and in it (to test on).

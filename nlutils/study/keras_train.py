@@ -16,6 +16,7 @@ from nlutils.keras.blocks import CompactGeneralizedNonLocalBlock, NonLocalBlock
 from nlutils.paths import atomic_path
 from nlutils.study.inputs import Inputs
 from nlutils.study.recipe import Recipe
+from nlutils.study.stopwatch import Stopwatch
 from nlutils.study.train import epoch_batches, loss_targets, shown_epochs
 from nlutils.torch.models.common import mean_probability
 
@@ -85,6 +86,7 @@ def train(
     checkpoint=None,
     progress: bool = False,
     after_epoch: Callable[[int, float], None] | None = None,
+    watch: Stopwatch | None = None,
 ) -> list[float]:
     """Train `model` in place on the clips `indices`, which it sees as `kind`; returns each epoch's mean loss.
 
@@ -93,9 +95,9 @@ def train(
     `nlutils.study.train`, and takes the same steps, to rounding. Two things differ: which numbers dropout
     takes, and the moving variance (see `nlutils.keras.models.common.batch_norm`).
 
-    All else is as in `nlutils.study.train`: epochs, `checkpoint`, `after_epoch` and errors. Raises ValueError
-    for `recipe.precision` and `recipe.compile` that are PyTorch's. (TensorFlow's compiler, XLA, takes many
-    times as long on a CPU for these convolutions.)
+    All else is as in `nlutils.study.train`: epochs, `checkpoint`, `after_epoch`, `watch` and errors. Raises
+    ValueError for `recipe.precision` and `recipe.compile` that are PyTorch's. (TensorFlow's compiler, XLA,
+    takes many times as long on a CPU for these convolutions.)
     """
     for setting, value in {"precision": "float32", "compile": False}.items():
         if getattr(recipe, setting) != value:
@@ -110,7 +112,8 @@ def train(
     targets = loss_targets(inputs, recipe)
     if targets.ndim == 1:
         targets = torch.nn.functional.one_hot(targets, len(inputs.classes)).float()
-    losses = _resume(checkpoint, model, recipe)
+    watch = watch or Stopwatch()
+    losses = _resume(checkpoint, model, recipe, watch)
     for epoch in shown_epochs(len(losses), recipe.epochs, progress):
         seed = 1_000_003 * recipe.seed + epoch
         draw = torch.Generator().manual_seed(seed)
@@ -124,7 +127,7 @@ def train(
         if not np.isfinite(losses[-1]):
             raise FloatingPointError(f"the loss is {losses[-1]} in epoch {epoch}; lower lr={recipe.lr}")
         if checkpoint is not None:
-            _save(checkpoint, model, recipe, losses)
+            _save(checkpoint, model, recipe, losses, watch)
         if after_epoch is not None:
             after_epoch(epoch, losses[-1])
     return losses
@@ -172,10 +175,11 @@ def _seed_dropout(model, seed):
         generator.state.assign(np.random.SeedSequence((seed, number)).generate_state(2))
 
 
-def _save(path, model, recipe, losses):
+def _save(path, model, recipe, losses, watch):
     state = {
         "settings": recipe.settings(),
         "losses": losses,
+        "seconds": watch.read(),
         "variables": [torch.from_numpy(np.array(variable)) for variable in _variables(model)],
     }
     with atomic_path(path) as temporary:
@@ -187,7 +191,7 @@ def _variables(model):
     return [*model.weights, *model.optimizer.variables]
 
 
-def _resume(path, model, recipe) -> list[float]:
+def _resume(path, model, recipe, watch) -> list[float]:
     """Load the checkpoint at `path` when there is one; returns the losses of the epochs behind it."""
     if path is None or not Path(path).is_file():
         return []
@@ -205,4 +209,5 @@ def _resume(path, model, recipe) -> list[float]:
         raise ValueError(f"{os.fspath(path)} is not a checkpoint of this network; delete it")
     for variable, values in zip(variables, stored, strict=True):
         variable.assign(values.numpy())
+    watch.add(state["seconds"])
     return losses

@@ -80,12 +80,12 @@ _STREAMS = {
 
 
 def _controls() -> dict[str, Entry]:
-    """The 3D network with another block in the non-local block's place, and both of them without time."""
+    """Another block in the non-local block's place; both networks with another order of time."""
     made = {}
     for kind, title in (
         ("uniform", "uniform average in the map's place"),
         ("window", "attention in a window of 3 x 3 x 3"),
-        ("convolution", "as many weights in a convolution"),
+        ("convolution", "no more weights, in a convolution"),
     ):
         block = {} if kind in ("window", "convolution") else {"subsample": "before"}
         options = {"non_local": [2, 3], "kind": kind, "block": block}
@@ -170,6 +170,7 @@ class Part:
 _HEADLINE = (
     "c3d_small",
     "c3d_small_non_local",
+    "nl-all_keys",  # as the window, without sub-sampling
     "c3d_small_uniform",
     "c3d_small_window",
     "c3d_small_convolution",

@@ -10,6 +10,7 @@ import torch
 
 from nlutils.origin import commit, digest, processor
 from nlutils.study.distributed import count
+from nlutils.torch.models import list_models, model_options
 
 __all__ = ["code_digest", "provenance"]
 
@@ -33,9 +34,15 @@ SHOWING = (
 
 @functools.cache
 def code_digest(framework: str = "torch") -> str:
-    """The digest of what a result depends on, the Python files of its rooms, taken once a process."""
+    """The digest of what a result depends on, taken once a process.
+
+    These are the Python files of its rooms, and those of the package itself but for the command line's.
+    """
+    for name in list_models():
+        model_options(name)  # imports the network: what runs is what is digested
     package = Path(__file__).resolve().parent.parent
-    sources = (path for room in ROOMS[framework] for path in (package / room).rglob("*.py"))
+    sources = [path for room in ROOMS[framework] for path in (package / room).rglob("*.py")]
+    sources += [path for path in package.glob("*.py") if not path.name.startswith("cli")]
     return digest((path for path in sources if path.name not in SHOWING), package)
 
 

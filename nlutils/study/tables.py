@@ -88,14 +88,22 @@ def _row(runs: list[Run]) -> Row:
         training_mb=statistics.median(memory) if memory else None,
         seconds=statistics.median([run.seconds["train"] for run in runs]),
         train_rate=max(_train_rate(run) for run in runs),
-        test_rate=max(len(run.names) / max(run.seconds["test"], 1e-2) for run in runs),
+        test_rate=max(_rate(run, "test", len(run.names)) for run in runs),
     )
 
 
+def _rate(run, what, clips):
+    """Clips a second: on a GPU by the wall's clock, on a CPU by the processor time of all processes."""
+    machine, seconds = run.provenance["machine"], run.seconds[what]
+    if "gpu" not in machine:
+        # Records of before this was measured have the test's time on the wall alone.
+        seconds = run.seconds.get(f"{what}_processor", seconds) * machine.get("processes", 1)
+    return clips / max(seconds, 1e-2)
+
+
 def _train_rate(run):
-    on_gpu = "gpu" in run.provenance["machine"]
-    seconds = run.seconds["train" if on_gpu or "train_processor" not in run.seconds else "train_processor"]
-    return run.data.get("train", 0) * run.recipe["epochs"] / max(seconds, 1e-2)
+    # A network without epochs sees each clip once.
+    return _rate(run, "train", run.data.get("train", 0) * max(len(run.losses), 1))
 
 
 def _costs(row: Row) -> list[str]:
@@ -140,13 +148,13 @@ def architectures_table(rows: list[Row]) -> str:
         if row.row.endswith(PUBLISHED):
             continue
         published = at.get(row.row + PUBLISHED)
-        several = row.input not in ("rgb", "differences", "flow")
-        as_published = row if several else published
+        elsewhere = row.input != "flow"  # networks of several streams, and of tracks in colour frames
+        as_published = row if elsewhere else published
         lines.append(
             [
                 row.title,
                 f"{as_published.input}: {as_published.accuracy}" if as_published else "–",
-                "–" if several else str(row.accuracy),
+                "–" if elsewhere else str(row.accuracy),
                 *_costs(row),
             ]
         )
@@ -156,7 +164,8 @@ def architectures_table(rows: list[Row]) -> str:
 def difference_table(runs: Iterable[Run], part: Part) -> str:
     """A line a row of `part`: its accuracy, and how far it is above `part.reference` on the same clips.
 
-    The difference is paired: clip by clip, mean and 95 % interval over source groups.
+    The difference is paired: clip by clip, mean and 95 % interval over source groups. Accuracy and difference
+    are those of the folds and seeds that row and reference both have.
     """
     found = by_row(runs)
     missing = [row for row in part.rows if row not in found]
@@ -164,21 +173,22 @@ def difference_table(runs: Iterable[Run], part: Part) -> str:
         raise ValueError(f"no run of the rows {', '.join(missing)} is recorded; run them")
     lines = []
     for row in part.rows:
-        mine = found[row]
-        seeds = sorted({run.seed for run in mine} & {run.seed for run in found[part.reference]})
-        if row == part.reference:
-            gain = "–"
-        else:
-            gain = points(
-                difference_interval(
-                    [run for run in mine if run.seed in seeds],
-                    [run for run in found[part.reference] if run.seed in seeds],
-                )
-            )
+        mine, gain = found[row], "–"
+        if row != part.reference:
+            mine, reference = same_cells(mine, found[part.reference])
+            gain = points(difference_interval(mine, reference))
         summary = _row(mine)
         lines.append([summary.title, str(summary.seeds), str(summary.accuracy), gain, *_costs(summary)[:2]])
     heads = ["row", "seeds", "accuracy (95 % interval)", f"minus {title_of(part.reference)}", *COSTS[:2]]
     return _table(heads, lines, left=1)
+
+
+def same_cells(a: list[Run], b: list[Run]) -> tuple[list[Run], list[Run]]:
+    """The runs of two rows on the folds and seeds that both have; ValueError when there are none."""
+    both = {(str(run.fold), run.seed) for run in a} & {(str(run.fold), run.seed) for run in b}
+    if not both:
+        raise ValueError(f"{a[0].row} and {b[0].row} were run on no fold with the same seed")
+    return tuple([run for run in runs if (str(run.fold), run.seed) in both] for runs in (a, b))
 
 
 def points(difference: Interval) -> str:

@@ -13,6 +13,7 @@ from nlutils.study import distributed
 from nlutils.study.arithmetic import autocast, channels_last, objective
 from nlutils.study.inputs import Inputs
 from nlutils.study.recipe import Recipe
+from nlutils.study.stopwatch import Stopwatch
 from nlutils.torch.blocks import CompactGeneralizedNonLocalBlock, NonLocalBlock
 from nlutils.torch.controls import ConvolutionBlock
 
@@ -39,13 +40,15 @@ def train(
     checkpoint=None,
     progress: bool = False,
     after_epoch: Callable[[int, float], None] | None = None,
+    watch: Stopwatch | None = None,
 ) -> list[float]:
     """Train `model` in place on the clips `indices` of `inputs`; returns the mean loss of each epoch.
 
     Runs all of `recipe.epochs`; nothing stops it early. `inputs` lie on the device of `model` (see
     `Inputs.to`). With `checkpoint` (a path), the state is written there after every epoch, and a run that was
     killed goes on behind its last full epoch, to the same weights: everything random in an epoch follows from
-    (seed, epoch). `after_epoch(epoch, loss)` is called after each.
+    (seed, epoch). `after_epoch(epoch, loss)` is called after each. `watch` is told the time that went into
+    the epochs of the checkpoint.
 
     Several processes (`nlutils.study.distributed`) that all call this train as one would, up to the order of
     sums: each takes its part of every batch. The first alone reads and writes the checkpoint.
@@ -58,7 +61,8 @@ def train(
     )
     targets = loss_targets(inputs, recipe).to(device)
     loss_of = objective(model, recipe)
-    losses = _resume(checkpoint, model, optimizer, recipe)
+    watch = watch or Stopwatch()
+    losses = _resume(checkpoint, model, optimizer, recipe, watch)
     for epoch in shown_epochs(len(losses), recipe.epochs, progress and distributed.first()):
         model.train()
         with seeded(1_000_003 * recipe.seed + epoch):
@@ -80,7 +84,7 @@ def train(
         if not torch.isfinite(torch.tensor(losses[-1])):
             raise FloatingPointError(f"the loss is {losses[-1]} in epoch {epoch}; lower lr={recipe.lr}")
         if checkpoint is not None and distributed.first():
-            _save(checkpoint, model, optimizer, recipe, losses)
+            _save(checkpoint, model, optimizer, recipe, losses, watch)
         if after_epoch is not None:
             after_epoch(epoch, losses[-1])
     return losses
@@ -133,10 +137,11 @@ def shown_epochs(start, stop, progress):
     return tqdm(range(start, stop), initial=start, total=stop, desc="epochs", unit="epoch")
 
 
-def _save(path, model, optimizer, recipe, losses):
+def _save(path, model, optimizer, recipe, losses, watch):
     state = {
         "settings": recipe.settings(),
         "losses": losses,
+        "seconds": watch.read(),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
@@ -144,7 +149,7 @@ def _save(path, model, optimizer, recipe, losses):
         torch.save(state, temporary)
 
 
-def _resume(path, model, optimizer, recipe) -> list[float]:
+def _resume(path, model, optimizer, recipe, watch) -> list[float]:
     """Load the checkpoint at `path` when there is one; returns the losses of the epochs behind it."""
     state = None if path is None else distributed.from_first(lambda: _load(path, recipe))
     if state is None:
@@ -152,6 +157,7 @@ def _resume(path, model, optimizer, recipe) -> list[float]:
     with _named(path):
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        watch.add(state["seconds"])
     return state["losses"]
 
 

@@ -24,13 +24,15 @@ _NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 class UniformBlock(NonLocalBlock):
     """A non-local block whose map is 1 / M everywhere: every position gets the mean of g(x_j) over all j.
 
-    Options as of `NonLocalBlock`; theta and phi keep their weights, which nothing trains, so that both
-    blocks have the same number. Raises ValueError for attention to parts of the map.
+    Options as of `NonLocalBlock`. theta and phi are there, so that weights of the block fit, and are not
+    trained. Raises ValueError for attention to parts of the map.
     """
 
     def __init__(self, in_channels: int, inner_channels: int | None = None, **options):
         super().__init__(in_channels, inner_channels, **options)
         _refuse_parts(self)
+        for weight in (*self.theta.parameters(), *self.phi.parameters()):
+            weight.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *size) -> (B, C, *size)."""
