@@ -161,13 +161,15 @@ for fold in sorted({clip.fold for clip in clips.clips}):
 # %% [markdown]
 # ## 3 · An accuracy and its interval, by hand
 #
-# `data/results/core8` holds 25 recorded runs: 5 networks x 5 folds on the real clips, one file each, with the
-# scores of every test clip. One row of the future table is the five runs of one network.
+# `data/results/core8` holds recorded runs on the real clips, one file each, with the scores of every test
+# clip. We take those of the five networks: 5 folds, so 25 runs. One row of the future table is the five runs of
+# one network.
 
 # %%
 runs = {}
 for run in study.read_runs("core8"):
-    runs.setdefault(run.row, []).append(run)
+    if run.row in SMALL_MODELS and run.seed == 0:
+        runs.setdefault(run.row, []).append(run)
 rows = runs["c3d_small"]
 assert sorted(runs) == sorted(SMALL_MODELS)
 assert [run.fold for run in rows] == [0, 1, 2, 3, 4]
@@ -183,10 +185,10 @@ right = np.concatenate([run.right for run in rows]).astype(float)
 groups = np.concatenate([run.groups for run in rows])
 assert right.shape == groups.shape == (296,)
 print(f"all folds: {right.sum():.0f} of {len(right)}, {100 * right.mean():.1f} %; {len(set(groups))} sources")
-assert max(run.accuracy for run in rows) - min(run.accuracy for run in rows) > 0.25
+assert max(run.accuracy for run in rows) - min(run.accuracy for run in rows) > 0.3
 
 # %% [markdown]
-# Folds 2 and 3 differ by 29 percentage points: whoever had tested on one of them alone would have told
+# Folds 3 and 4 differ by 32 percentage points: whoever had tested on one of them alone would have told
 # another story. How far could all five together be off? Imagine the study repeated with other films. We
 # cannot do that, but we can draw from the films we have, with replacement, as many as there are: some come
 # twice, some not at all. That is the bootstrap. One such draw $G^*$ of sources gives
@@ -234,7 +236,7 @@ print(f"drawing sources: {by_hand[1]:.3f} to {by_hand[2]:.3f}, width {by_source:
 assert by_source > clip_by_clip[2] - clip_by_clip[1]
 
 # %% [markdown] tags=["explain"]
-# Narrower by almost a third, and wrongly so. The clips of one film tend to be right or wrong together; ten
+# Narrower by a third, and wrongly so. The clips of one film tend to be right or wrong together; ten
 # such clips tell less than ten clips of ten films. Whoever draws clips counts the same luck several times,
 # and prints an interval that is too good. The width is the price of 113 sources.
 
@@ -243,8 +245,7 @@ assert by_source > clip_by_clip[2] - clip_by_clip[1]
 #
 # The same for all five networks, with what each costs: weights, multiply-adds of one clip, clips a second of
 # one processor in training and in test (the best of five folds), and the most memory that one training step of
-# 16 clips needs. The rates are noisy: small differences in these two columns mean nothing. The recorded
-# multiply-adds of `cnn_rnn` lack the 2.1 million of its LSTM, which were not counted then.
+# 16 clips needs. The rates are noisy: small differences in these two columns mean nothing.
 
 # %%
 table = study.summarise([run for row in runs.values() for run in row])
@@ -258,11 +259,11 @@ plots.show(fig, study.describe(table))
 pairs = [(p, q) for p in table for q in table if p.accuracy.value > q.accuracy.value]
 overlapping = [p for p, q in pairs if p.accuracy.low < q.accuracy.high]
 print(f"{len(overlapping)} of {len(pairs)} pairs of intervals overlap")
-assert (len(overlapping), len(pairs)) == (9, 10)
+assert (len(overlapping), len(pairs)) == (10, 10)
 assert max(table, key=lambda row: row.accuracy.value).row == "c3d_small"
 
 # %% [markdown]
-# Nine of ten pairs of intervals overlap. Does that mean that these networks cannot be told apart?
+# All ten pairs of intervals overlap. Does that mean that these networks cannot be told apart?
 #
 # ## 5 · Two networks on the same clips
 #
@@ -294,11 +295,11 @@ difference(blocks, (again.value, again.low, again.high), "the same from nlutils.
 for name in ("frame_average", "cnn_rnn", "two_stream_small"):
     d, low, high = paired(name, "c3d_small")
     print(f"{name:13} - c3d, percentage points: {100 * d:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
-    assert -0.185 < d < -0.155
-    assert high < -0.05
+    assert -0.145 < d < -0.1
+    assert high < -0.03
 
 # %% [markdown] tags=["predict"]
-# `c3d_small` beats three others by 16 to 18 points, and none of the three intervals comes near 0, although two of
+# `c3d_small` beats three others by 10 to 14 points, and none of the three intervals holds 0, although all of
 # these networks had overlapping intervals a moment ago.
 #
 # Now the question that this course is about: `c3d_small_non_local` minus `c3d_small`, two networks that differ in two
@@ -316,19 +317,25 @@ for name in ("c3d_small", "c3d_small_non_local"):
         f"{name:13}  training loss of the last epoch, mean of five folds: {np.mean([r.losses[-1] for r in runs[name]]):.2f}"
     )
 
-assert -0.08 < blocks[0] < -0.05
+assert -0.04 < blocks[0] < -0.02
 last = {
     name: np.mean([run.losses[-1] for run in runs[name]]) for name in ("c3d_small", "c3d_small_non_local")
 }
 assert abs(last["c3d_small"] - last["c3d_small_non_local"]) < 0.05
-assert -0.01 < blocks[2] < 0.01
+assert blocks[1] < 0 < blocks[2]
 
 # %% [markdown] tags=["explain"]
-# Below. The blocks did not help here: 6 points less, with an interval that just reaches 0. So "they do no
-# harm" is still possible, and "they help by a few points" hardly is. Both networks fit their training clips
-# equally well, so the blocks did not disturb the training. If the 6 points are real, what was learned carries
-# over to other films less well; with one seed and this interval we cannot be sure. The paper's gains were measured on Kinetics, some 235,000 training clips in the released list, in networks that had
-# learned from images before; we have about 240 clips, and weights that start from nothing.
+# Below, but 0 lies inside the interval: from 8 points worse to 2 better, everything fits these clips. Both
+# networks fit their training clips equally well, so the blocks did not disturb the training either. The
+# answer is "no gain is seen", not "no gain is there".
+#
+# How small a thing can move such a number? An earlier recording of the same two rows, with the same recipe
+# and seed, differed in one respect: the kernels' numbers lay in another order in memory, so sums were rounded
+# differently. `c3d_small` had 65.5 % then and has 62.5 % now; the difference was -6 points and is -3. Rounding
+# is one more roll of the dice, like the seed: a single training of each network cannot show a few points.
+#
+# The paper's gains were measured on Kinetics, some 235,000 training clips in the released list, in networks
+# that had learned from images before; we have about 240 clips, and weights that start from nothing.
 
 # %% [markdown]
 # ## 6 · Train two rows now
@@ -339,7 +346,7 @@ assert -0.01 < blocks[2] < 0.01
 
 # %%
 recorded = study.read_runs(clips.name) if (results_root() / clips.name).is_dir() else []
-recipe = study.Recipe(**recorded[0].recipe) if recorded else study.Recipe()
+recipe = next((study.Recipe(**run.recipe) for run in recorded if run.row == "c3d_small"), study.Recipe())
 if settings.steps:
     train_on = min(len(clips.split(fold)[0]) for fold in settings.folds)
     recipe = recipe.replace(epochs=max(1, round(settings.steps * recipe.batch / train_on)))
@@ -419,20 +426,21 @@ unseen = study.difference_interval(others["c3d_small_non_local"], others["c3d_sm
 print(
     f"c3d_small_non_local - c3d_small without fold 1: {100 * unseen.value:+.1f} ({100 * unseen.low:+.1f} to {100 * unseen.high:+.1f})"
 )
-made = {name: [run for run in study.read_runs("procedural") if run.row == name] for name in runs}
+made = study.by_row(study.read_runs("procedural"))
 easy = study.difference_interval(made["c3d_small_non_local"], made["c3d_small"])
 print(
     f"c3d_small_non_local - c3d_small, procedural clips: {100 * easy.value:+.1f} ({100 * easy.low:+.1f} to {100 * easy.high:+.1f})"
 )
 assert easy.low < 0 < easy.high
 best = max(others, key=lambda name: study.interval(others[name]).value)
-assert (best, unseen.low < unseen.value < 0 < unseen.high) == ("c3d_small", True)
+assert best in ("c3d_small", "c3d_small_non_local")
+assert unseen.low < 0 < unseen.high
 
 # %% [markdown]
 # **Shown**, for these clips, this size and this recipe: with optical flow as input, 3x3x3 convolutions beat
 # per-step 2D networks, with and without an LSTM, and the two-stream network. Two embedded Gaussian blocks
-# added to the 3D network do not improve it. On the procedural clips (`data/results/procedural`, six epochs)
-# no difference is seen either: 0 lies inside its interval.
+# added to the 3D network: no gain is seen, and without fold 1 the two networks are equal to half a point. On
+# the procedural clips (`data/results/procedural`, six epochs) 0 lies inside the interval, too.
 #
 # **Not shown**:
 #
