@@ -136,7 +136,11 @@ def _options(named: bool = False) -> argparse.ArgumentParser:
     add("--threads", type=count, default=1, metavar="N", help="CPU threads a run (1)")
     add("--cluster", metavar="ADDRESS", help="do the runs on a Ray cluster: local, auto or an address")
     add("--device", help="cpu, cuda or cuda:N (the GPU when there is one)")
-    add("--keep-weights", action="store_true", help="keep what is trained, for `nlutils predict`")
+    add(
+        "--keep-weights",
+        action="store_true",
+        help="keep what is trained, in ROOT/STUDY/weights, for `nlutils predict`",
+    )
     add("--root", type=Path, metavar="FOLDER",
         help=f"where runs are recorded ({'build' if named else 'data'}/results)")  # fmt: skip
     return shared
@@ -152,7 +156,9 @@ def add_predict(commands) -> None:
         formatter_class=_FORM,
     )
     predict.add_argument(
-        "model", metavar="MODEL", help="STUDY/RUN, trained with --keep-weights; or its .pt file"
+        "model",
+        metavar="MODEL",
+        help="STUDY/RUN of data/results or build/results, trained with --keep-weights; or its .pt file",
     )
     predict.add_argument("clip", metavar="CLIP", help="a video file")
     predict.add_argument("--query", dest="queries", type=place, action="append", metavar="STEP,ROW,COLUMN",

@@ -5,7 +5,15 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_path", "cache_root", "data_root", "project_root", "results_root", "shown"]
+__all__ = [
+    "atomic_path",
+    "cache_root",
+    "data_root",
+    "own_results_root",
+    "project_root",
+    "results_root",
+    "shown",
+]
 
 
 def project_root() -> Path:
@@ -46,6 +54,11 @@ def cache_root() -> Path:
 def results_root() -> Path:
     """The folder of recorded results, `data/results`."""
     return project_root() / "data" / "results"
+
+
+def own_results_root() -> Path:
+    """The folder of results of your own clips, `build/results`, which git does not keep."""
+    return project_root() / "build" / "results"
 
 
 def shown(path) -> str:

@@ -12,9 +12,9 @@ from video_files import write_video
 from nlutils import cli
 from nlutils.cli_words import pairs
 from nlutils.plots import AttentionMap, attention_picture
-from nlutils.study import Entry, Recipe, read_runs, run_study
+from nlutils.study import Entry, Recipe, read_runs, run_study, weights
 from nlutils.study.predict import Attention, draw_prediction, predict
-from nlutils.study.weights import kept_weights, weights_path
+from nlutils.study.weights import find_kept, kept_weights, weights_path
 from nlutils.video import ClipError, open_clips
 
 RUN = "mine/c3d_small_non_local-fold0-seed0"
@@ -26,6 +26,8 @@ def study(tmp_path_factory):
     root = tmp_path_factory.mktemp("predict")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NLUTILS_CACHE", str(root / "cache"))
+        patch.setattr(weights, "results_root", lambda: root / "results")
+        patch.setattr(weights, "own_results_root", lambda: root / "own")
         folder = write_folder(root / "mine", 2)
         words = ["study", "--data", folder, "--fold", "0", "--keep-weights", "--root", root / "results"]
         words += ["--model", "c3d_small_non_local", "--model", "frame_average", *settings("test_flip=True")]
@@ -165,8 +167,8 @@ def test_the_order_of_steps_is_the_network_s_and_controls_show_no_map(study):
     """One run: the film backwards, through a block that looks everywhere alike and chooses nothing."""
     entry = Entry("c3d_small", {"non_local": [2], "kind": "uniform", "widths": [4, 4, 8, 8]})
     recipe = Recipe(**pairs(TINY), time="reversed")
-    folder = study / "mine"
-    run_study("back", {"row": entry}, [0], (0,), open_clips(folder), recipe, root=study, keep_weights=True)
+    folder, root = study / "mine", study / "results"
+    run_study("back", {"row": entry}, [0], (0,), open_clips(folder), recipe, root=root, keep_weights=True)
     clip = moving_square("right", 0)
     forward, backward = predict(RUN, clip), predict("back/row-fold0-seed0", clip)
     assert backward.attention == ()
@@ -179,6 +181,7 @@ def test_the_order_of_steps_is_the_network_s_and_controls_show_no_map(study):
     [
         ("mine/c3d-fold0-seed0", "left/take0.mp4", [], "nlutils study run mine --keep-weights"),
         ("other/c3d-fold0-seed0", "left/take0.mp4", [], "none of other are"),
+        ("other/c3d-fold0-seed0", "left/take0.mp4", [], "results/other/weights nor in "),
         ("c3d", "left/take0.mp4", [], "model='c3d' must be STUDY/RUN"),
         ("nowhere.pt", "left/take0.mp4", [], "nowhere.pt does not exist"),
         (RUN, "left/take9.mp4", [], "take9.mp4: there is no such file"),
@@ -195,6 +198,14 @@ def test_bad_input_is_one_line(study, capsys, monkeypatch, tmp_path, model, clip
     assert message in line
     assert printed.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_a_name_are_looked_for_in_both_folders_of_results(study, tmp_path, monkeypatch):
+    path = weights_path(*RUN.split("/"))
+    assert find_kept(RUN) == path == study / "results" / "mine" / "weights" / f"{RUN.split('/')[1]}.pt"
+    monkeypatch.setattr(weights, "own_results_root", lambda: study / "results")
+    monkeypatch.setattr(weights, "results_root", lambda: tmp_path)
+    assert find_kept(RUN) == path
 
 
 def test_clips_that_are_none(tmp_path):

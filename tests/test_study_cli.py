@@ -1,6 +1,7 @@
 """`nlutils study`: a folder of clips gives the table; bad input is found before clips are decoded."""
 
 import pytest
+import torch
 from study_clips import settings, write_folder
 from test_study_results import a_run
 from video_files import grey_steps, write_video
@@ -37,7 +38,7 @@ def test_a_folder_gives_the_table_and_goes_on_where_it_was_stopped(folder, tmp_p
     assert "4 folds, not 5" in printed
     assert "| frame averaging, 2D | flow |" in printed
     assert f"recorded in {command.shown(tmp_path / 'results' / 'my_clips')}" in printed
-    kept = sorted(path.name for path in (tmp_path / "cache" / "weights" / "my_clips").iterdir())
+    kept = sorted(path.name for path in (tmp_path / "results" / "my_clips" / "weights").iterdir())
     assert kept == ["c3d_small-fold0-seed0.pt", "frame_average-fold0-seed0.pt"]
     runs = read_runs("my_clips", tmp_path / "results")
     assert [run.run for run in runs] == ["c3d_small-fold0-seed0", "frame_average-fold0-seed0"]
@@ -74,9 +75,9 @@ def test_a_folder_alone_means_all_small_networks_and_all_folds(folder, passed):
 
 def test_every_option_is_passed_on_in_both_ways(folder, tmp_path, passed):
     words = ["--data", folder, "--model", "cnn_rnn", "--fold", 3, "--fold", 1, "--seed", 7, "--seed", 2]
-    words += ["--set", "epochs=3", "--init", "procedural", "--jobs", 2, "--threads", 3, "--cluster", "local"]
-    words += ["--keep-weights", "--root", tmp_path, "--device", "cpu"]
-    expected = {"rows": ["cnn_rnn"], "folds": [1, 3], "seeds": [2, 7], "jobs": 2, "threads": 3}
+    words += ["--set", "epochs=3", "--init", "procedural", "--threads", 3, "--cluster", "local"]
+    words += ["--jobs", 1, "--keep-weights", "--root", tmp_path, "--device", "cpu"]
+    expected = {"rows": ["cnn_rnn"], "folds": [1, 3], "seeds": [2, 7], "jobs": 1, "threads": 3}
     expected |= {"cluster": "local", "keep_weights": True, "root": tmp_path, "device": "cpu"}
     expected |= {"recipe": Recipe(epochs=3, init="procedural")}
     for name, start in (
@@ -112,6 +113,25 @@ def test_rows_bring_their_options_and_parts_their_seeds(folder, monkeypatch):
     calls.clear()
     assert run("study", "run", "test", "--data", folder, "--part", "controls", "--seed", 5) == 0
     assert calls[0][1] == [5]
+    calls.clear()
+    assert run("study", "run", "test", "--data", folder, "--part", "controls", "--set", "seed=3") == 0
+    assert calls[0][1] == [3]
+
+
+def test_a_run_of_two_parts_counts_once(folder, monkeypatch, capsys):
+    shown = []
+
+    def stand_in(study, rows, folds, seeds, clips, recipe, **options):
+        return [a_run([True], row=row, seed=seed) for row in rows for seed in seeds]
+
+    monkeypatch.setattr(command, "run_study", stand_in)
+    monkeypatch.setattr(command, "summarise", lambda runs: shown.extend(run.run for run in runs))
+    monkeypatch.setattr(command, "markdown_table", lambda rows: "")
+    words = ["--part", "controls", "--part", "time", "--fold", 0, "--seed", 0]
+    assert run("study", "run", "test", "--data", folder, *words) == 0
+    rows = {*PARTS["controls"].rows, *PARTS["time"].rows}
+    assert f"; {len(rows)} runs" in capsys.readouterr().out
+    assert sorted(shown) == sorted(f"{row}-fold0-seed0" for row in rows)
 
 
 def test_the_plan_says_what_is_recorded(tmp_path, capsys):
@@ -120,22 +140,37 @@ def test_the_plan_says_what_is_recorded(tmp_path, capsys):
     write_run(a_run([True]), tmp_path)
     assert run("study", "plan", "trial", "--root", tmp_path) == 0
     assert "  c3d_small                          1 of 15 runs" in capsys.readouterr().out
+    write_run(a_run([True], seed=1), tmp_path)
+    assert run("study", "plan", "trial", "--root", tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted({line[37:49] for line in lines if line.startswith("  c3d_small  ")}) == [
+        "1 of  5 runs",  # of the parts with one seed
+        "2 of 15 runs",
+    ]
 
 
 def test_each_fold_chooses_among_the_candidates(folder, tmp_path, capsys, monkeypatch):
     """Trained for real, one epoch on pairs of folds; then nothing is trained again."""
     tiny = {"widths": [4, 4, 8, 8]}
     recipe = {"epochs": 1, "warmup": 0, "size": (16, 16)}
-    candidates = {"a": Entry("frame_average", tiny, recipe), "b": Entry("c3d_small", tiny, recipe)}
+    candidates = {"z": Entry("frame_average", tiny, recipe), "b": Entry("c3d_small", tiny, recipe)}
     monkeypatch.setattr(command, "CANDIDATES", {"small": candidates})
     words = ["study", "choose", "test", "--data", folder, "--root", tmp_path]
     assert run(*words) == 0
     table = capsys.readouterr().out
+    lines = [line.split(" ")[1] for line in table.splitlines() if line.startswith("| small")]
+    assert lines == ["small-z", "small-b"]  # as the candidates come: of equal ones the first is chosen
     folds = len({clip.fold for clip in catalogue.open_clips(folder).clips})
-    assert len(list((tmp_path / "test-choice").glob("small-a-*.json"))) == folds * (folds - 1) // 2
+    assert len(list((tmp_path / "test-choice").glob("small-z-*.json"))) == folds * (folds - 1) // 2
     assert table.count("**") == 2 * folds
     assert run(*words) == 0
     assert capsys.readouterr().out.count("recorded before") == folds * (folds - 1)
+    monkeypatch.setattr(catalogue, "open_clips", lambda name: pytest.fail("clips were opened"))
+    two = write_folder(tmp_path / "two", 2)
+    assert run("study", "choose", "test", "--data", two, "--root", tmp_path) == 2
+    assert "folds=[0, 1]: to choose settings inside the training folds needs" in capsys.readouterr().err
+    assert run("study", "choose", "../test", "--data", folder, "--root", tmp_path) == 2
+    assert "study='../test' names files" in capsys.readouterr().err
     assert run(*words, "--family", "large") == 2
     assert "family='large' is not known; use one of 'small'" in capsys.readouterr().err
 
@@ -163,17 +198,27 @@ def test_the_action_that_nobody_names(words, full):
         (["--fold", "4"], "fold=4 is not a fold of"),
         (["--set", "epoch=3"], "--set: a recipe has no setting 'epoch'; it has epochs"),
         (["--set", "epochs=0"], "epochs=0 must be"),
-        (["--set", "precision=bfloat16"], "precision='bfloat16' needs a GPU"),
+        (["--set", "precision=bfloat16", "--device", "cpu"], "precision='bfloat16' needs a GPU"),
         (["--seed", "-1"], "seed=-1 must be"),
         (["--init", "a.pt", "--set", "init=b.pt"], "--init a.pt and --set init=b.pt are one setting"),
         (["--init", "no/such/file.pt"], "file.pt"),
-        (["--name", "a/b"], "study='a/b' names a folder"),
+        (["--name", "a/b"], "study='a/b' names files"),
+        (["--row", "idt", "--init", "procedural"], "init='procedural': idt is fitted to all training clips"),
+        (["--seed", "0", "--set", "seed=3"], "--seed 0 and --set seed=3 are one setting"),
+        (["--device", "cuda"], "device='cuda': PyTorch finds no GPU here"),
+        (["--device", "foo"], "device='foo' is not known; use 'cpu', 'cuda' or 'cuda:N'"),
+        (["--device", "meta"], "device='meta' is not known"),
+        (["--cluster", "local", "--jobs", "2"], "jobs=2 and cluster='local'"),
+        (["--model", "c3d"], "row 'c3d' cannot be trained: a clip of 16 x 40 x 56"),
+        (["--init", "procedural", "--row", "tdd", "--set", "size=(4,4)"], "row 'tdd' cannot be trained"),
+        (["--model", "visual_interaction_network"], "row 'visual_interaction_network' cannot be trained"),
+        (["--model", "c3d_small", "--set", "size=(4,4)"], "row 'c3d_small' cannot be trained"),
         (["--row", "c4d"], "row='c4d' is not known"),
         (["--part", "all"], "part='all' is not known"),
     ],
 )
 def test_wrong_options_are_one_line_before_clips_are_decoded(folder, monkeypatch, capsys, words, message):
-    monkeypatch.setattr(command, "best_device", lambda: "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(catalogue, "open_clips", lambda name: pytest.fail("clips were opened"))
     assert run("study", "--data", folder, *words) == 2
     (line,) = capsys.readouterr().err.splitlines()

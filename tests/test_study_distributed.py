@@ -77,8 +77,7 @@ def test_the_first_process_alone_writes_and_speaks(folder):
     output = (folder / "output.txt").read_text()
     assert output.count("shared 2d-fold0-seed0: ") == 1
     assert [output.count(f"process {rank}: 2d-fold0-seed0") for rank in range(2)] == [1, 1]
-    assert (folder / "cache0" / "weights" / "shared" / "2d-fold0-seed0.pt").is_file()
-    assert not (folder / "cache1" / "weights").exists()
+    assert (folder / "shared" / "weights" / "2d-fold0-seed0.pt").is_file()
     assert read_runs("shared", folder)[0].provenance["machine"]["processes"] == 2
 
 

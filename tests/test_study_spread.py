@@ -1,5 +1,6 @@
 """A grid spread over processes and over Ray: stopped, killed or done twice, it loses and doubles no run."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,8 +14,9 @@ import pytest
 import torch
 from test_study_training import SMALL, TINY, fake_clips
 
-from nlutils.study import fold, prepare, read_runs, run_study
+from nlutils.study import Entry, fold, prepare, read_runs, run_study
 from nlutils.study.grid import Cell
+from nlutils.study.results import Run
 from nlutils.study.side_by_side import side_by_side
 from nlutils.study.work import Work
 
@@ -97,24 +99,41 @@ def test_ctrl_c_ends_all_processes_soon_and_leaves_checkpoints(tmp_path):
     assert not list(tmp_path.glob("long/*"))
 
 
+class Odd(Exception):
+    """An error that no other process can read."""
+
+    def __init__(self, one, other):
+        super().__init__(f"{one} and {other}")
+
+
 @dataclass(frozen=True)
 class Sleep(Work):
-    """Work that says that it has begun, and never ends; or kills its own process."""
+    """Work that says that it has begun, and never ends; or kills its own process, and fails in fold 1."""
 
     kill: bool = False
 
     def do(self, cell):
+        if cell.fold == 1:
+            raise Odd("one", "other")
         if self.kill:
             os.kill(os.getpid(), signal.SIGKILL)
         Path(self.root, "begun").touch()
         time.sleep(600)
 
 
+def forked(monkeypatch):
+    """Processes begin as copies of this one, which takes no time; they must not compute."""
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(torch.multiprocessing, "get_context", lambda kind: fork)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_children_of_a_killed_process_end(tmp_path):
     running = start(f"""
-        from test_study_spread import CPU, Sleep, cells
+        import pytest
+        from test_study_spread import CPU, Sleep, cells, forked
         from nlutils.study.side_by_side import side_by_side
+        forked(pytest.MonkeyPatch())
         list(side_by_side(Sleep(None, CPU, root={str(tmp_path)!r}), cells("sleep", [0]), 2))
     """)
     try:
@@ -129,9 +148,41 @@ def test_children_of_a_killed_process_end(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_a_killed_child_names_its_run(tmp_path):
-    with pytest.raises(RuntimeError, match="2d-fold0-seed0: its process ended with exit code -9"):
-        list(side_by_side(Sleep(None, CPU, kill=True), cells("sleep", [0]), 1))
+def test_a_killed_child_stops_no_other_run(monkeypatch):
+    forked(monkeypatch)
+    done = list(side_by_side(Sleep(None, CPU, kill=True), cells("sleep", [0, 1, 0, 1]), 1))
+    assert [cell.fold for cell, _ in done] == [0, 1, 0, 1]
+    for killed, failed in ((done[0][1], done[1][1]), (done[2][1], done[3][1])):
+        assert str(killed).startswith("its process ended with exit code -9, perhaps for want of memory")
+        assert str(failed) == "Odd: one and other"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot fork")
+def test_a_script_that_every_process_would_run_anew(monkeypatch):
+    """Its processes end before they begin, and the message says what the script needs."""
+    forked(monkeypatch)
+    monkeypatch.setattr("nlutils.study.side_by_side._serve", lambda pipe, work: os._exit(1))
+    with pytest.raises(RuntimeError, match=r'could not start, .* below `if __name__ == "__main__":`'):
+        list(side_by_side(Sleep(None, CPU), cells("sleep", [0, 1]), 1))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_fails_stops_no_other(inputs, tmp_path, jobs):
+    """And two processes record what one does."""
+    recipe, lines = TINY.replace(epochs=1), []
+    rows = {"2d": SMALL["2d"], "bad": Entry("frame_average", SMALL["2d"][1], {"lr": 1e30, "warmup": 0})}
+    told = {"folds": [0, 3], "clips": inputs, "recipe": recipe, "root": tmp_path}
+    with pytest.raises(RuntimeError) as raised:
+        run_study("some", rows, **told, jobs=jobs, log=lines.append)
+    failed, *reasons = str(raised.value).splitlines()
+    assert failed == "2 of 4 runs failed"
+    assert sorted(reason.partition(": the loss")[0] for reason in reasons) == [
+        f"bad-fold{fold}-seed0: FloatingPointError" for fold in (0, 3)
+    ]
+    assert sum(line.startswith("some bad-fold0-seed0: failed, FloatingPointError: ") for line in lines) == 1
+    recorded = read_runs("some", tmp_path)
+    alone = run_study("alone", {"2d": rows["2d"]}, **told, log=lambda line: None)
+    assert [(run.run, run.logits) for run in recorded] == [(run.run, run.logits) for run in alone]
 
 
 # Nothing lost, nothing twice.
@@ -202,17 +253,20 @@ def test_ray_does_the_runs(inputs, tmp_path):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     recipe = TINY.replace(epochs=1)
     work = Frail(inputs, CPU, root=tmp_path, keep_weights=True)
-    done = []
+    done, failed = [], []
 
     def do_all():
-        for run in spread(work, cells("ray", range(4), recipe), "local"):
+        for cell, run in spread(work, cells("ray", range(4), recipe), "local"):
+            if not isinstance(run, Run):
+                failed.append((cell.name, str(run)))
+                continue
             assert run.run in [one.run for one in read_runs("ray", tmp_path)]  # recorded before it is told
             done.append(run.run)
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        with pytest.raises(RuntimeError, match=r"1 of 4 runs failed\n2d-fold2-seed0: .*the loss is nan"):
-            do_all()
+        do_all()
+        assert failed == [("2d-fold2-seed0", "the loss is nan in epoch 3")]
         assert sorted(done) == ["2d-fold0-seed0", "2d-fold1-seed0", "2d-fold3-seed0"]
         assert (tmp_path / "cache" / "killed").exists()
         until(lambda: not list((tmp_path / "cache" / "checkpoints").rglob("*.pt")), "the checkpoints' end")
@@ -224,7 +278,7 @@ def test_ray_does_the_runs(inputs, tmp_path):
         ray.shutdown()
     there = [run for run in read_runs("ray", tmp_path) if run.fold in (0, 1)]
     assert [run.logits for run in there] == [run.logits for run in here]
-    assert len(list((tmp_path / "cache" / "weights" / "ray").iterdir())) == 3
+    assert len(list((tmp_path / "ray" / "weights").iterdir())) == 3
 
 
 def test_a_cluster_that_cannot_be_is_refused(inputs, tmp_path, monkeypatch):
@@ -232,5 +286,5 @@ def test_a_cluster_that_cannot_be_is_refused(inputs, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="jobs=2 and cluster='local': Ray knows"):
         run_study("x", **told, jobs=2, cluster="local")
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r'pip install "nlutils\[ray\]"'):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[ray\]"'):
         run_study("x", **told, cluster="local")

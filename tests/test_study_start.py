@@ -3,12 +3,12 @@
 import functools
 import json
 import pickle
-import subprocess
-import sys
-import textwrap
+import signal
+import sqlite3
+import threading
 import time
+from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,29 +169,31 @@ def test_a_damaged_file_in_the_cache_is_made_anew(trainings, tmp_path):
 
 
 def test_who_wants_the_same_at_once_waits_for_it(tmp_path, monkeypatch, trainings):
-    clips = open_clips("procedural", count=60, frames=5, size=(16, 20), seed=pretraining.SEED)
-    torch.save(prepared(clips, 4, (16, 20), flow=False), tmp_path / "inputs.pt")
-    program = textwrap.dedent(f"""
-        import sys, time
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from pathlib import Path
-        import torch
-        from test_study_start import NARROW, TINY, pretraining, provenance
-        def prepare(*args, **options):
-            Path({str(tmp_path / "busy")!r}).touch()
-            time.sleep(1)
-            return torch.load({str(tmp_path / "inputs.pt")!r}, weights_only=False)
-        pretraining.CLIPS, pretraining.EPOCHS = 60, 1
-        pretraining.prepare, pretraining.provenance = prepare, provenance
-        pretraining.pretrain("frame_average", NARROW, TINY, "cpu")
-    """)
-    process = subprocess.Popen([sys.executable, "-c", program])
-    while not (tmp_path / "busy").exists() and process.poll() is None:
-        time.sleep(0.02)
-    assert process.poll() is None
+    """Another holds the lock, and lets go of it when it has made the weights."""
+    busy, waits = threading.Event(), threading.Event()
+
+    def slow(*args, **options):
+        busy.set()
+        assert waits.wait(60)
+        return prepared(*args, **options)
+
+    def locked(lock, original=pretraining._locked):
+        if busy.is_set():
+            waits.set()
+        return original(lock)
+
+    monkeypatch.setattr(pretraining, "prepare", slow)
+    monkeypatch.setattr(pretraining, "_locked", locked)
+    made = []
+    first = threading.Thread(
+        target=lambda: made.append(pretrain("frame_average", NARROW, TINY, "cpu")), daemon=True
+    )
+    first.start()
+    assert busy.wait(60)
     weights, _ = pretrain("frame_average", NARROW, TINY, "cpu")
-    assert trainings == []
-    assert process.wait() == 0
+    first.join()
+    assert len(trainings) == 1
+    assert all(torch.equal(weights[key], made[0][0][key]) for key in weights)
     monkeypatch.setenv("NLUTILS_CACHE", str(tmp_path / "other"))
     straight, _ = pretrain("frame_average", NARROW, TINY, "cpu")
     assert all(torch.equal(weights[key], straight[key]) for key in straight)
@@ -237,6 +239,69 @@ def test_kept_weights_of_a_2d_network_are_inflated(tmp_path):
         assert record["drawn"] == ([] if name == "c3d_small" else ["features.7", "features.12"])
 
 
+def test_layers_that_a_block_has_moved_are_found(tmp_path):
+    """The blocks that a file lacks are drawn; those of another kind, and those too much, are refused."""
+    path = kept_run(tmp_path, "c3d_small")
+    trained = kept_weights(path)[0].state_dict()
+    for stages, blocks, last in (([2, 3], [7, 12], 13), ([3], [11], 12)):
+        weights, _, record = started(path, "c3d_small_non_local", {**NARROW, "non_local": stages})
+        assert record["drawn"] == [f"features.{place}" for place in blocks]
+        assert torch.equal(weights[f"features.{last}.weight"], trained["features.11.weight"])
+        assert torch.equal(weights[f"features.{last + 1}.running_var"], trained["features.12.running_var"])
+    one = kept_run(tmp_path, "c3d_small_non_local", options={**NARROW, "non_local": [3]})
+    block = kept_weights(one)[0].state_dict()["features.11.theta.weight"]
+    weights, _, record = started(one, "c3d_small_non_local")
+    assert torch.equal(weights["features.12.theta.weight"], block)
+    assert record["drawn"] == ["features.7"]
+    uniform = {**NARROW, "non_local": [3], "kind": "uniform"}
+    with pytest.raises(
+        ValueError, match=r"its features\.11 is a NonLocalBlock, that of the network a Uniform"
+    ):
+        started(one, "c3d_small", uniform)
+
+
+def test_what_is_only_fitted_has_no_first_weights():
+    with pytest.raises(ValueError, match="init='procedural': idt is fitted to all training clips at once"):
+        begin(fresh("idt"), "idt", {}, TINY.replace(init="procedural"), INPUTS, 0)
+
+
+def test_the_clips_of_the_training_on_procedural_ones_are_not_tested(tmp_path, trainings):
+    """Whatever their size; and not by weights that started from that training either."""
+
+    def procedural(seed):
+        clips = open_clips("procedural", count=60, frames=5, size=(18, 24), seed=seed)
+        return prepared(clips, 4, (16, 20), flow=False)
+
+    own = procedural(pretraining.SEED)
+    with pytest.raises(ValueError, match=r"'60 clips of six .* has the seed of that training, 1"):
+        started("procedural", inputs=own)
+    assert trainings == []
+    path = kept_run(tmp_path, init="procedural")
+    with pytest.raises(
+        ValueError, match="has the seed of that training, 1; open the clips with another seed"
+    ):
+        started(path, inputs=own)
+    assert started(path, inputs=procedural(0))[2]["kind"] == "kept"
+    relation = replace(own, name="same_action")
+    assert started(path, inputs=relation)[2]["kind"] == "kept"
+
+
+def test_who_waits_for_another_hears_ctrl_c(tmp_path, monkeypatch):
+    """The signal comes while the lock is another's; the wait is over at once."""
+    path = tmp_path / "x.lock"
+    monkeypatch.setattr(pretraining, "ATTENTION", 0.05)
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+        release = threading.Timer(4, other.rollback)
+        release.start()
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt), pretraining._one_at_a_time(path):
+            pass
+        release.cancel()
+    assert time.monotonic() - begun < 3
+
+
 def test_a_classifier_of_other_classes_is_left_as_drawn(tmp_path):
     path = kept_run(tmp_path)
     for classes in (("a", "b"), ("a", "b", "c")):
@@ -280,7 +345,7 @@ def test_what_is_missing_or_too_much_is_named(tmp_path):
     ):
         started(path, "cnn_rnn", {**NARROW, "hidden": 8})
     path = kept_run(tmp_path, "c3d_small_non_local")
-    with pytest.raises(ValueError, match=r"cannot start c3d_small: features\.8\.weight has shape"):
+    with pytest.raises(ValueError, match=r"it has too much: features\.7, a NonLocalBlock; give the network"):
         started(path, "c3d_small")
     path = kept_run(tmp_path, "cnn_rnn", options={**NARROW, "hidden": 8})
     with pytest.raises(ValueError, match=r"it has too much: rnn\.weight_ih_l0, "):

@@ -1,5 +1,7 @@
 """Inputs, the training loop, the grid of runs: exact, resumable, and leaking nothing from fold to fold."""
 
+import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from nlutils.study import (
+    ROWS,
     Entry,
     Recipe,
     accuracy,
@@ -24,6 +27,8 @@ from nlutils.study import (
     write_run,
 )
 from nlutils.study.stopwatch import Stopwatch
+from nlutils.study.study import check_study
+from nlutils.study.weights import kept_weights
 from nlutils.torch import create_model
 from nlutils.video.clips import Clip, ClipSet, Fault
 
@@ -239,6 +244,10 @@ def test_bfloat16_trains_near_float32(inputs, name):
     assert all(weight.dtype == torch.float32 for weight in half.parameters())
 
 
+@pytest.mark.skipif(
+    not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "cl"))),
+    reason="torch.compile needs a C++ compiler, and there is none",
+)
 def test_a_compiled_step_is_the_step(inputs):
     plain, compiled = (fresh("frame_average", input="rgb", dropout=0.0) for _ in range(2))
     recipe = TINY.replace(epochs=1, input="rgb")
@@ -508,6 +517,63 @@ def test_unknown_rows_are_refused_before_anything_runs(inputs):
         run_study("tiny", models={"long": Entry("c3d_small", {}, {"frames": 8})}, clips=inputs, recipe=TINY)
 
 
+WIDTHS = {"widths": [4, 4, 8, 8]}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"study": "../x"}, "study='../x' names files"),
+        ({"study": ""}, "study='' names files"),
+        ({"models": {"a/b": SMALL["2d"]}}, "row='a/b' names files"),
+        ({"models": {"x": "cnn_rnn"}}, r"'x' is 'cnn_rnn'; it must be \(name, options\) or an Entry"),
+        ({"models": "c3d_small"}, r"models='c3d_small' must be several: \['c3d_small'\]"),
+        ({"models": ["c3d_small", "c3d_small"]}, "model='c3d_small' is there twice"),
+        ({"folds": 0}, r"folds=0 must be several: \[0\]"),
+        ({"folds": [True]}, "fold=True must be a whole number"),
+        ({"folds": [()]}, r"fold=\(\) must be a number, or several that differ"),
+        ({"folds": [(0, 0)]}, r"fold=\(0, 0\) must be a number, or several that differ"),
+        ({"folds": [(0, 1), 2, (1, 0)]}, r"fold=\(1, 0\) is there twice"),
+        ({"folds": [(0, 1, 2, 3, 4)]}, r"fold=\(0, 1, 2, 3, 4\) of fake leaves no clip to train on"),
+        ({"seeds": 0}, r"seeds=0 must be several: \[0\]"),
+        ({"seeds": [1, 1]}, "seed=1 is there twice"),
+        ({"threads": 0}, "threads=0 must be"),
+        ({"keep_weights": "no"}, "keep_weights='no' must be True or False"),
+        ({"recipe": {"epochs": 1}}, r"recipe={'epochs': 1} must be a Recipe"),
+        ({"device": "cuda:99"}, r"device='cuda:99': PyTorch finds \w+ GPU here"),
+        # What would only be seen when the rows before had been trained.
+        ({"kind": "foo"}, "row 'late' cannot be trained: kind='foo' is not known"),
+        ({"non_local": [2], "block": {"foo": 1}}, "row 'late' cannot be trained: .*'foo'"),
+        ({"recipe": TINY.replace(size=(2, 2))}, "row '2d' cannot be trained: clips of 4 x 2 x 2 do not fit"),
+        ({"input": "flow"}, "row 'late' sees optical flow, and the clips were prepared without"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_runs(inputs, tmp_path, wrong, message):
+    told = {"study": "x", "folds": [0], "clips": replace(inputs, flow=None), "recipe": TINY, "root": tmp_path}
+    told |= {"models": {"2d": SMALL["2d"], "late": ("c3d_small", WIDTHS)}}
+    if wrong.keys() & {"kind", "non_local", "input"}:
+        wrong = {"models": {"2d": SMALL["2d"], "late": ("c3d_small", WIDTHS | wrong)}}
+    with pytest.raises(ValueError, match=message):
+        run_study(**told | wrong, log=lambda line: pytest.fail(line))
+    assert not list(tmp_path.glob("**/*.json"))
+
+
+def test_every_row_of_the_plan_can_be_trained():
+    """On the study's clips, as far as two clips without numbers tell."""
+    rows = {name: entry for name, entry in ROWS.items() if entry.framework == "torch"}
+    assert list(check_study("plan", rows)[0]) == list(rows)
+
+
+def test_each_root_keeps_weights_of_its_own(inputs, tmp_path):
+    told = {"models": {"2d": SMALL["2d"]}, "folds": [0], "clips": inputs, "keep_weights": True}
+    for root, lr in (("a", 1e-3), ("b", 1e-2)):
+        recipe = TINY.replace(epochs=1, lr=lr)
+        run_study("s", **told, recipe=recipe, root=tmp_path / root, log=lambda line: None)
+        assert len(read_runs("s", tmp_path / root)) == 1
+    kept = [kept_weights(tmp_path / root / "s" / "weights" / "2d-fold0-seed0.pt")[1] for root in "ab"]
+    assert [one["recipe"]["lr"] for one in kept] == [1e-3, 1e-2]
+
+
 def test_a_killed_process_goes_on_to_the_same_result(inputs, tmp_path):
     """SIGKILL after the second epoch, in a process of its own; the next call ends the run."""
     torch.save(inputs, tmp_path / "inputs.pt")
@@ -534,19 +600,6 @@ def test_a_killed_process_goes_on_to_the_same_result(inputs, tmp_path):
         "straight", models=SMALL, folds=[0], clips=inputs, recipe=TINY, root=tmp_path, log=lambda line: None
     )
     assert [(run.logits, run.losses) for run in resumed] == [(run.logits, run.losses) for run in straight]
-
-
-def test_two_processes_record_what_one_does(inputs, tmp_path):
-    told = {
-        "models": SMALL,
-        "folds": [0],
-        "clips": inputs,
-        "recipe": TINY.replace(epochs=1),
-        "root": tmp_path,
-    }
-    one = run_study("one", **told, log=lambda line: None)
-    two = run_study("two", **told, jobs=2, log=lambda line: None)
-    assert [run.logits for run in one] == [run.logits for run in two]
 
 
 def test_a_network_without_weights_is_fitted_alone(inputs, monkeypatch):

@@ -7,17 +7,16 @@ import re
 from pathlib import Path
 
 from nlutils.arguments import one_of
-from nlutils.paths import atomic_path, project_root, results_root, shown
+from nlutils.paths import atomic_path, own_results_root, project_root, results_root, shown
 from nlutils.study import distributed
-from nlutils.study.arithmetic import autocast
 from nlutils.study.choice import pairs
-from nlutils.study.fold import best_device, run_name
+from nlutils.study.fold import run_name
 from nlutils.study.grid import entries
 from nlutils.study.plan import CANDIDATES, PARTS, rows_of
 from nlutils.study.recipe import Recipe
 from nlutils.study.results import read_runs, run_path
 from nlutils.study.start import start_digest
-from nlutils.study.study import run_study
+from nlutils.study.study import check_name, check_study, run_study
 from nlutils.study.tables import by_row, choice_table, markdown_table, summarise, title_of
 from nlutils.study.weights import weights_path
 from nlutils.torch.models.small import SMALL_MODELS
@@ -38,7 +37,7 @@ def study_clips(options, settings: dict) -> int:
     if options.data is None:
         raise ValueError("study: give a folder of clips, --data FOLDER; or an action: run, table, readme")
     name = options.name or _name_of(options.data)
-    return _study(name, options, settings, options.root or project_root() / "build" / "results")
+    return _study(name, options, settings, options.root or own_results_root())
 
 
 def print_table(study: str, root=None) -> int:
@@ -48,54 +47,62 @@ def print_table(study: str, root=None) -> int:
 
 
 def _study(study, options, settings, root) -> int:
-    if not re.fullmatch(r"\w[\w.+-]*", study):
-        raise ValueError(f"study={study!r} names a folder: use letters, digits and _ . + -, a letter first")
+    check_name("study", study)
     recipe = _recipe(settings, options.init)
     folds = _folds(options.data, options.folds)
-    wanted = _wanted(options, recipe)
-    cells = [(row, fold, seed) for seeds, rows in wanted for row in rows for fold in folds for seed in seeds]
+    wanted = _wanted(options, settings)
+    ways = {name: getattr(options, name) for name in ("jobs", "threads", "cluster", "device", "keep_weights")}
+    # Parts share rows, and a run counts once.
+    names = {
+        run_name(row, fold, seed)
+        for seeds, rows in wanted
+        for row in rows
+        for fold in folds
+        for seed in seeds
+    }
     for seeds, rows in wanted:
+        check_study(study, rows, folds, seeds, recipe, **ways)
         for entry in rows.values():
             for fold in folds:
                 start_digest(recipe.replace(**{**entry.recipe, "seed": seeds[0]}), fold)
     if options.keep_weights and distributed.first():
-        _refuse_records_without_weights(study, [run_name(*cell) for cell in cells], root)
+        _refuse_records_without_weights(study, sorted(names), root)
     clips = catalogue.open_clips(options.data)
-    _say(f"{study}: {clips.source}; {_count(len(cells), 'run')}")
+    _say(f"{study}: {clips.source}; {_count(len(names), 'run')}")
     for line in _consequences(clips):
         _say(line)
-    runs = []
+    runs = {}
     for seeds, rows in wanted:
-        runs += run_study(
-            study,
-            rows,
-            folds if options.folds else None,
-            seeds,
-            clips,
-            recipe,
-            jobs=options.jobs,
-            threads=options.threads,
-            cluster=options.cluster,
-            device=options.device,
-            root=root,
-            keep_weights=options.keep_weights,
+        done = run_study(
+            study, rows, folds if options.folds else None, seeds, clips, recipe, root=root, **ways
         )
-    _say(markdown_table(summarise(runs)))
+        runs |= {run.run: run for run in done}
+    _say(markdown_table(summarise(runs.values())))
     _say(f"recorded in {shown(Path(root) / study)}")
     if options.keep_weights:
-        kept = weights_path(study, runs[0].run)
-        _say(f"weights in {shown(kept.parent)}; use them: nlutils predict {study}/{kept.stem} CLIP")
+        kept = weights_path(study, next(iter(runs)), root)
+        known = Path(root).resolve() in (results_root().resolve(), own_results_root().resolve())
+        name = f"{study}/{kept.stem}" if known else shown(kept)
+        _say(f"weights in {shown(kept.parent)}; use them: nlutils predict {name} CLIP")
     return 0
 
 
-def _wanted(options, recipe) -> list[tuple[list[int], dict]]:
+def _wanted(options, settings) -> list[tuple[list[int], dict]]:
     """[(seeds, rows)]: networks and rows with the seeds that are asked for, parts with their own."""
-    seeds = sorted(set(options.seeds or [recipe.seed]))
+    asked = options.seeds
+    if "seed" in settings:
+        if asked:
+            raise ValueError(
+                f"--seed {asked[0]} and --set seed={settings['seed']} are one setting; give --seed, which "
+                "may be repeated"
+            )
+        asked = [settings["seed"]]
+    seeds = sorted(set(asked or [Recipe().seed]))
     networks = options.models or ([] if options.rows or options.parts else list(SMALL_MODELS))
     wanted = [(seeds, entries(networks) | entries(rows_of(options.rows or [])))]
     for name in options.parts or []:
         part = PARTS[one_of("part", name, PARTS)]
-        wanted.append((seeds if options.seeds else list(part.seeds), entries(rows_of(part.rows))))
+        wanted.append((seeds if asked else list(part.seeds), entries(rows_of(part.rows))))
     return [(seeds, rows) for seeds, rows in wanted if rows]
 
 
@@ -106,7 +113,7 @@ def print_plan(study: str, root=None) -> int:
     for name, part in PARTS.items():
         print(f"{name}: {part.title}; {_count(len(part.seeds), 'seed')}")
         for row in part.rows:
-            done = len(recorded.get(row, []))
+            done = sum(run.seed in part.seeds for run in recorded.get(row, []))
             print(f"  {row:32} {done:3} of {FOLDS * len(part.seeds):2} runs  {title_of(row)}")
     return 0
 
@@ -117,14 +124,15 @@ def choose_settings(options) -> int:
     families = {
         name: CANDIDATES[one_of("family", name, CANDIDATES)] for name in options.families or CANDIDATES
     }
+    study = f"{check_name('study', options.study)}-choice"
+    pairs(_folds(options.data, None))  # refuses too few of them before clips are decoded
     clips = catalogue.open_clips(options.data)
-    folds = sorted({clip.fold for clip in clips.clips})
+    left_out = pairs({clip.fold for clip in clips.clips})
     for family, candidates in families.items():
         rows = {f"{family}-{name}": entry for name, entry in candidates.items()}
-        runs = run_study(
-            f"{options.study}-choice", rows, pairs(folds), clips=clips, jobs=options.jobs, root=root
-        )
-        print(choice_table(by_row(runs)))
+        found = by_row(run_study(study, rows, left_out, clips=clips, jobs=options.jobs, root=root))
+        # Of equal candidates the first is chosen: the order is theirs.
+        print(choice_table({row: found[row] for row in rows}))
     return 0
 
 
@@ -135,17 +143,15 @@ def _say(line):
 
 
 def _recipe(settings, init) -> Recipe:
-    """The recipe of --set and --init, one that this machine can follow."""
+    """The recipe of --set and --init."""
     if init is not None:
         if "init" in settings:
             raise ValueError(f"--init {init} and --set init={settings['init']} are one setting; give one")
         settings = settings | {"init": init}
     try:
-        recipe = Recipe().replace(**settings)
+        return Recipe().replace(**settings)
     except TypeError as error:
         raise ValueError(f"--set: {error}") from error
-    autocast(recipe, best_device())
-    return recipe
 
 
 def _folds(data, wanted) -> list[int]:
@@ -162,7 +168,7 @@ def _refuse_records_without_weights(study, names, root):
     lost = [
         name
         for name in names
-        if run_path(study, name, root).is_file() and not weights_path(study, name).is_file()
+        if run_path(study, name, root).is_file() and not weights_path(study, name, root).is_file()
     ]
     if lost:
         raise ValueError(

@@ -21,23 +21,35 @@ from nlutils.study import cost, distributed
 from nlutils.study.evaluate import accuracy
 from nlutils.study.fold import DIGITS, full_options, run_name
 from nlutils.study.inputs import Inputs
-from nlutils.study.keras_train import channels_last, evaluate, train
+from nlutils.study.keras_train import channels_last, check_recipe, evaluate, train
 from nlutils.study.provenance import code_digest, provenance
 from nlutils.study.recipe import TIMES, Recipe
 from nlutils.study.results import Run
 from nlutils.study.start import begin
+from nlutils.study.stopwatch import Stopwatch
 from nlutils.study.train import seeded
 from nlutils.study.weights import keep_weights
 from nlutils.torch.models import create_model
 from nlutils.torch.models.common import VideoClassifier
 
-__all__ = ["run_keras_fold"]
+__all__ = ["check_keras", "run_keras_fold"]
 
 HOW = (
     "one clip forward: multiply-adds of convolutions and matrix products, counted by PyTorch in its network "
     "of the same layers; forward_ms: median of Keras' predict_on_batch, on a CPU processor time of the "
     "process, on a GPU wall time; training_mb: not measured, TensorFlow does not count a CPU's memory"
 )
+
+
+def check_keras(name: str, options: Mapping, recipe: Recipe, threads: int) -> None:
+    """Raise what `run_keras_fold` refuses, but for what depends on the clips; `options` are full ones.
+
+    The network is made once, for which TensorFlow begins, with `threads` threads.
+    """
+    _check_processes_and_backend()
+    check_recipe(recipe)
+    _limit_threads(threads)
+    _twins(name, 2, options, recipe)
 
 
 def run_keras_fold(
@@ -74,11 +86,11 @@ def run_keras_fold(
     model, twin = _twins(name, len(inputs.classes), options, recipe)
     begun = begin(twin, name, options, recipe, inputs, fold, progress=progress)
     torch_to_keras(twin, model)
-    start, start_processor = time.perf_counter(), time.process_time()
-    losses = train(model, twin.input, inputs, train_on, recipe, checkpoint=checkpoint, progress=progress)
-    trained, trained_processor = time.perf_counter(), time.process_time()
+    told = {"checkpoint": checkpoint, "progress": progress, "watch": (watch := Stopwatch())}
+    losses = train(model, twin.input, inputs, train_on, recipe, **told)
+    trained, test_watch = watch.read(), Stopwatch()
     logits = evaluate(model, twin.input, inputs, test_on, recipe)
-    tested = time.perf_counter()
+    tested = test_watch.read()
     # What is recorded is what counts: the accuracy is that of the rounded logits.
     logits = torch.round(logits.double(), decimals=DIGITS)
     row = row or f"keras_{name}"
@@ -95,6 +107,7 @@ def run_keras_fold(
         data={
             "name": inputs.name,
             "source": inputs.source,
+            "digest": inputs.digest,
             "train": len(train_on),
             "test": len(test_on),
             "left_out": inputs.left_out,
@@ -103,9 +116,10 @@ def run_keras_fold(
         losses=[round(loss, DIGITS) for loss in losses],
         cost=_cost(model, twin, inputs.batch(twin.input, test_on[:1], recipe.size)),
         seconds={
-            "train": round(trained - start, 1),
-            "train_processor": round(trained_processor - start_processor, 1),
-            "test": round(tested - trained, 2),
+            "train": round(trained[0], 1),
+            "train_processor": round(trained[1], 1),
+            "test": round(tested[0], 2),
+            "test_processor": round(tested[1], 2),
         },
         provenance=source,
         classes=list(inputs.classes),

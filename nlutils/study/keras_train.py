@@ -20,7 +20,7 @@ from nlutils.study.stopwatch import Stopwatch
 from nlutils.study.train import epoch_batches, loss_targets, shown_epochs
 from nlutils.torch.models.common import mean_probability
 
-__all__ = ["AdamW", "StepRates", "channels_last", "evaluate", "train"]
+__all__ = ["AdamW", "StepRates", "channels_last", "check_recipe", "evaluate", "train"]
 
 # What `Recipe.block_lr` is about.
 BLOCKS = NonLocalBlock, CompactGeneralizedNonLocalBlock
@@ -99,9 +99,7 @@ def train(
     ValueError for `recipe.precision` and `recipe.compile` that are PyTorch's. (TensorFlow's compiler, XLA,
     takes many times as long on a CPU for these convolutions.)
     """
-    for setting, value in {"precision": "float32", "compile": False}.items():
-        if getattr(recipe, setting) != value:
-            raise ValueError(f"{setting}={getattr(recipe, setting)!r} is PyTorch's; in Keras use {value!r}")
+    check_recipe(recipe)
     steps = len(epoch_batches(indices, recipe.batch, torch.Generator()))
     rates = [recipe.rate(epoch + step / steps) for epoch in range(recipe.epochs) for step in range(steps)]
     optimizer = AdamW(StepRates(rates), recipe.weight_decay, _factors(model, recipe))
@@ -131,6 +129,13 @@ def train(
         if after_epoch is not None:
             after_epoch(epoch, losses[-1])
     return losses
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """ValueError for settings that are PyTorch's."""
+    for setting, value in {"precision": "float32", "compile": False}.items():
+        if getattr(recipe, setting) != value:
+            raise ValueError(f"{setting}={getattr(recipe, setting)!r} is PyTorch's; in Keras use {value!r}")
 
 
 def evaluate(

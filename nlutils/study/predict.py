@@ -15,7 +15,7 @@ from nlutils.study.evaluate import evaluate
 from nlutils.study.fold import best_device
 from nlutils.study.inputs import RGB_MEAN, RGB_STD, Inputs, prepare
 from nlutils.study.recipe import Recipe
-from nlutils.study.weights import kept_weights, weights_path
+from nlutils.study.weights import find_kept, kept_weights
 from nlutils.torch.attention import attention_rows
 from nlutils.torch.blocks import NonLocalBlock
 from nlutils.torch.controls import UniformBlock, WindowBlock
@@ -107,7 +107,7 @@ def predict(model, clip, *, queries: Sequence[Sequence[int]] | None = None, devi
     FileNotFoundError for weights that were not kept, ClipError for a file that cannot be decoded, ValueError
     for anything else that cannot be used: a clip of one frame, a query outside the frames.
     """
-    network, kept = kept_weights(_weights_file(model))
+    network, kept = kept_weights(find_kept(model))
     recipe = Recipe(**kept["recipe"])
     device = torch.device(device) if device is not None else best_device()
     if device.type == "cpu":
@@ -131,28 +131,6 @@ def predict(model, clip, *, queries: Sequence[Sequence[int]] | None = None, devi
         queries=tuple(queries),
         attention=tuple(_attention(network, inputs, recipe, queries)),
     )
-
-
-def _weights_file(model) -> Path:
-    path = Path(model)
-    if path.suffix == ".pt":
-        return path
-    study, _, run = str(model).rpartition("/")
-    if not study or not run:
-        raise ValueError(
-            f"model={str(model)!r} must be STUDY/RUN, such as core8/c3d_small-fold0-seed0, or a file .pt of "
-            "kept weights"
-        )
-    path = weights_path(study, run)
-    if not path.is_file():
-        kept = sorted(other.stem for other in path.parent.glob("*.pt") if not other.name.startswith("."))
-        named = ", ".join(kept[:4]) + (f" and {len(kept) - 4} more" if len(kept) > 4 else "")
-        have = f"those of {named} are" if kept else f"none of {study} are"
-        raise FileNotFoundError(
-            f"the weights of {model} are not kept ({have}); train it with --keep-weights, by `nlutils study "
-            f"run {study} --keep-weights` or by `nlutils study --data FOLDER --keep-weights`"
-        )
-    return path
 
 
 def _opened(clip) -> Clip:

@@ -11,22 +11,26 @@ import torch
 
 from nlutils.paths import atomic_path, cache_root
 from nlutils.study import distributed
-from nlutils.study.inputs import prepare
+from nlutils.study.inputs import Inputs, prepare
 from nlutils.study.provenance import provenance
 from nlutils.study.recipe import Recipe
 from nlutils.study.train import seeded, train
 from nlutils.torch.models import create_model
 from nlutils.video.catalogue import open_clips
 
-__all__ = ["pretrain", "pretraining_recipe"]
+__all__ = ["OWN_CLIPS", "check_other_clips", "pretrain", "pretraining_recipe"]
 
 # 1,200 clips with their flow take 70 s of one core the first time, 35 s with the flow from the cache, which
 # holds 100 MB of it. Six epochs are 450 steps, about as many as the 24 epochs on core8 that follow.
 CLIPS, EPOCHS = 1200, 6
+# Seconds after which a process that waits for another one listens to signals.
+ATTENTION = 0.5
 # In epochs of five times as many steps as those on core8.
 MOST_WARMUP = 1
 # Other clips than those of the seed 0, on which procedural studies test.
 SEED = 1
+# What weights that were trained on them say that they have seen: (data set, clip, group).
+OWN_CLIPS = (f"all procedural clips of seed {SEED}", "", "")
 
 
 def pretraining_recipe(recipe: Recipe) -> Recipe:
@@ -35,6 +39,24 @@ def pretraining_recipe(recipe: Recipe) -> Recipe:
     It is the same but for the number of epochs, a warmup of one epoch at most, and what is of the test.
     """
     return recipe.replace(init="", epochs=EPOCHS, warmup=min(recipe.warmup, MOST_WARMUP), test_flip=False)
+
+
+def check_other_clips(inputs: Inputs) -> None:
+    """ValueError where `inputs` are of the actions and the seed that `pretrain` trains on.
+
+    They are told by name and seed: in another size they are other pixels of the same scenes.
+    """
+    own = open_clips("procedural", count=CLIPS, seed=SEED)
+    # Both sources end with their seed.
+    if (inputs.name, _last_word(inputs.source)) == (own.name, _last_word(own.source)):
+        raise ValueError(
+            f"weights learnt on procedural clips know the clips that are tested: {inputs.source!r} has the "
+            f"seed of that training, {SEED}; open the clips with another seed"
+        )
+
+
+def _last_word(source):
+    return source.rpartition(", ")[2]
 
 
 def pretrain(name: str, options: dict, recipe: Recipe, device, progress: bool = False) -> tuple[dict, dict]:
@@ -120,6 +142,18 @@ def _one_at_a_time(path: Path):
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(path, timeout=1e6, isolation_level=None)) as lock:
-        lock.execute("BEGIN EXCLUSIVE")
+    with closing(sqlite3.connect(path, timeout=ATTENTION, isolation_level=None)) as lock:
+        while not _locked(lock):
+            pass
         yield
+
+
+def _locked(lock) -> bool:
+    """Whether `lock` is ours now. SQLite's own waiting is short: Ctrl-C is only heard behind it."""
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            raise
+        return False
+    return True

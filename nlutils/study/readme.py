@@ -43,8 +43,8 @@ def readme_table(study: str = "core8", root=None) -> str:
         f"{first.data['source']}; {clips} clips, each tested by a network that saw none of its source. "
         f"{_count(rows[0].folds, 'fold')}, {_seeds(rows)}, "
         f"{_count(first.recipe['epochs'], 'epoch')}; chance is {100 / len(first.classes):.1f} %. "
-        "In brackets are 95 % intervals, drawn over sources. Multiply-adds are those of one clip, rates the best "
-        "of the folds (on a CPU of one processor; they are noisy), training "
+        "In brackets are 95 % intervals, drawn over sources. Multiply-adds are those of one clip, rates the "
+        "best of the folds (on a CPU of one processor; they are noisy), training "
         f"memory that of one step of {first.recipe['batch']} clips. Recorded on {where}, "
         f"{_count(machine['threads'], 'thread')} a run; every run with its logits and settings is in "
         f"`data/results/{study}/`.",

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -20,16 +21,18 @@ from nlutils.study.work import Work
 
 __all__ = ["side_by_side"]
 
+# The first word of a process.
+STARTED = "started"
 # Seconds that a process has to leave its files whole when it is told to end.
 GRACE = 5
 
 
-def side_by_side(work: Work, cells: list[Cell], jobs: int) -> Iterator[Run]:
-    """The recorded runs of `cells` as they are done, `jobs` processes at a time.
+def side_by_side(work: Work, cells: list[Cell], jobs: int) -> Iterator[tuple[Cell, Run | Exception]]:
+    """(cell, its recorded run) as they are done, `jobs` processes at a time.
 
-    When the caller stops (Ctrl-C), or a run fails, the other processes are ended at once; when the caller is
-    killed, they end by themselves. Their checkpoints stay. Raises the error of a run, and RuntimeError,
-    naming the run, when its process was killed.
+    A run that fails does not stop the others: its error comes in its place, RuntimeError where its process
+    was killed. When the caller stops (Ctrl-C), all processes are ended at once; when it is killed, they end
+    by themselves. Checkpoints stay. Raises RuntimeError when a process cannot start.
     """
     # Tensors travel through shared memory: the clips are there once, whatever the number of processes.
     context = torch.multiprocessing.get_context("spawn")
@@ -40,10 +43,17 @@ def side_by_side(work: Work, cells: list[Cell], jobs: int) -> Iterator[Run]:
             workers[-1].begin(waiting.popleft())
         while busy := {worker.pipe: worker for worker in workers if worker.cell is not None}:
             for pipe in wait(busy):
-                result = busy[pipe].result()
+                worker = busy[pipe]
+                done = worker.receive()
+                if done is None:
+                    continue
+                if waiting and worker.ended:
+                    workers.remove(worker)
+                    worker = _Worker(context, work)
+                    workers.append(worker)
                 if waiting:
-                    busy[pipe].begin(waiting.popleft())
-                yield result
+                    worker.begin(waiting.popleft())
+                yield done
     finally:
         for worker in workers:
             worker.process.terminate()
@@ -56,7 +66,7 @@ class _Worker:
     """A process that does one cell after the other, and this end of the pipe to it."""
 
     def __init__(self, context, work):
-        self.cell = None
+        self.cell, self.started, self.ended = None, False, False
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
         self.process.start()
@@ -64,22 +74,34 @@ class _Worker:
 
     def begin(self, cell):
         self.cell = cell
-        with contextlib.suppress(BrokenPipeError):  # the process has ended; `result` says so
+        with contextlib.suppress(BrokenPipeError):  # the process has ended; `receive` says so
             self.pipe.send(cell)
 
-    def result(self):
-        cell, self.cell = self.cell, None
+    def receive(self):
+        """(cell, its run or error); None when the process says that it has started, which it does first."""
         try:
             outcome = self.pipe.recv()
         except (EOFError, ConnectionResetError):
-            self.process.join(GRACE)
+            outcome = self._end()
+        if outcome == STARTED:
+            self.started = True
+            return None
+        cell, self.cell = self.cell, None
+        return cell, outcome
+
+    def _end(self):
+        self.process.join(GRACE)
+        self.ended, code = True, self.process.exitcode
+        if not self.started:
             raise RuntimeError(
-                f"{cell.name}: its process ended with exit code {self.process.exitcode}, perhaps for want of "
-                "memory; call run_study again, and the run goes on behind its last full epoch"
-            ) from None
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+                f"a process for the runs could not start, and ended with exit code {code}. Each process "
+                "reads the script that is run: there, call run_study(..., jobs=2) below "
+                '`if __name__ == "__main__":`'
+            )
+        return RuntimeError(
+            f"its process ended with exit code {code}, perhaps for want of memory; call run_study again, and "
+            "the run goes on behind its last full epoch"
+        )
 
 
 def _serve(pipe, work):
@@ -87,14 +109,20 @@ def _serve(pipe, work):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception: half-written files are removed
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    pipe.send(STARTED)
     while True:
-        cell = pipe.recv()
-        try:
-            outcome = work.do(cell)
-        except Exception as error:
-            error.add_note(f"in the run {cell.name}, a process of its own:\n{traceback.format_exc()}")
-            outcome = error
-        pipe.send(outcome)
+        outcome = work.attempt(pipe.recv())
+        pipe.send(_portable(outcome) if isinstance(outcome, Exception) else outcome)
+
+
+def _portable(error):
+    """`error` as another process can read it, with its traceback as a note."""
+    error.add_note("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever an error's own class does when it is copied
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _end_with_parent():

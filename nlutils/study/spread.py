@@ -25,16 +25,15 @@ RETRIES = 3
 PATIENCE = 30
 
 
-def spread(work: Work, cells: list[Cell], cluster: str) -> Iterator[Run]:
-    """The runs of `cells` as they are done and recorded, each a task of the Ray cluster `cluster`.
+def spread(work: Work, cells: list[Cell], cluster: str) -> Iterator[tuple[Cell, Run | Exception]]:
+    """(cell, its run) as they are done and recorded, each a task of the Ray cluster `cluster`.
 
     `cluster` is "local" (an own Ray on this machine), "auto" (the cluster that this machine is part of) or
     an address. A run takes `work.threads` processors, and a GPU when `work.device` is one. Runs are recorded
     here, trained weights are kept here; checkpoints lie in the cache of the machine that trains.
 
-    A lost worker's run is done again, up to `RETRIES` times. A run that fails does not stop the others: when
-    these are done, RuntimeError names all that failed. Raises ImportError without Ray, ConnectionError
-    without such a cluster.
+    A lost worker's run is done again, up to `RETRIES` times. A run that fails does not stop the others: its
+    error comes in its place. Raises ImportError without Ray, ConnectionError without such a cluster.
     """
     ray = _ray()
     with _connected(ray, cluster):
@@ -42,7 +41,7 @@ def spread(work: Work, cells: list[Cell], cluster: str) -> Iterator[Run]:
         task = ray.remote(num_cpus=work.threads, num_gpus=gpus, max_retries=RETRIES)(_train)
         shared = ray.put(replace(work, root=None))
         waiting = {task.remote(shared, cell, code_digest()): cell for cell in cells}
-        failed, forgotten = [], []
+        forgotten = []
         try:
             while waiting:
                 ready, _ = ray.wait(list(waiting), num_returns=1)
@@ -50,18 +49,15 @@ def spread(work: Work, cells: list[Cell], cluster: str) -> Iterator[Run]:
                 try:
                     result, weights, node = ray.get(ready[0])
                 except ray.exceptions.RayError as error:
-                    failed.append((cell, error))
+                    yield cell, getattr(error, "cause", None) or error  # without the worker's traceback
                     continue
                 _record(work, cell, result, weights)
                 forgotten.append(_forget(ray, node, shared, cell))
-                yield result
+                yield cell, result
             ray.wait(forgotten, num_returns=len(forgotten), timeout=PATIENCE)
         finally:
             for one in waiting:
                 ray.cancel(one, force=True)
-    if failed:
-        reasons = "\n".join(f"{cell.name}: {_reason(error)}" for cell, error in failed)
-        raise RuntimeError(f"{len(failed)} of {len(cells)} runs failed\n{reasons}") from failed[0][1]
 
 
 def _train(work, cell, code):
@@ -83,7 +79,7 @@ def _train(work, cell, code):
 
 def _record(work, cell, result, weights):
     if weights is not None:
-        with atomic_path(weights_path(cell.study, cell.name)) as temporary:
+        with atomic_path(weights_path(cell.study, cell.name, work.root)) as temporary:
             temporary.write_bytes(weights)
     write_run(result, work.root)
 
@@ -117,11 +113,7 @@ def _ray():
         import ray
         import ray.util.scheduling_strategies
     except ImportError as error:
-        raise ImportError(f'cluster= needs Ray ({error}): pip install "nlutils[ray]"') from error
+        raise ImportError(
+            f'cluster= needs Ray ({error}): pip install -e ".[ray]" in the folder of the project'
+        ) from error
     return ray
-
-
-def _reason(error):
-    """The error of the run itself where there is one, without the worker's traceback."""
-    cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {cause}"

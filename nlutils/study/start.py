@@ -11,8 +11,9 @@
 |              | a ResNet of images by the names of torchvision and timm, into `c2d` or inflated into `i3d`|
 
 A file's path starts at the project's root, and `{fold}` and `{seed}` in it become those of the run:
-"data/cache/weights/core8/frame_average-fold{fold}-seed{seed}.pt". A classifier of other classes is left as
-drawn, and so are blocks that a file lacks as a whole; whatever else is missing or too much is an error.
+"data/results/core8/weights/frame_average-fold{fold}-seed{seed}.pt". A classifier of other classes is left as
+drawn, and so are blocks that a file lacks as a whole; whatever else is missing or too much is an error, and
+so is a block of another kind. Layers that a block has moved, as in `c3d_small_non_local`, are found.
 """
 
 import re
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from nlutils.exchange.checkpoints import (
     SCHEMES,
@@ -33,7 +35,7 @@ from nlutils.exchange.checkpoints.reading import numbers
 from nlutils.paths import project_root
 from nlutils.study import distributed
 from nlutils.study.inputs import Inputs
-from nlutils.study.pretraining import pretrain
+from nlutils.study.pretraining import OWN_CLIPS, check_other_clips, pretrain
 from nlutils.study.recipe import Recipe
 from nlutils.study.train import BLOCKS
 from nlutils.study.weights import read_kept
@@ -42,7 +44,7 @@ from nlutils.torch.models import create_model
 from nlutils.torch.models.resnet import C2D
 from nlutils.video.cache import file_digest
 
-__all__ = ["Start", "begin", "start_digest", "start_path"]
+__all__ = ["Start", "begin", "check_start", "start_digest", "start_path"]
 
 PROCEDURAL = "procedural"
 
@@ -79,6 +81,21 @@ def start_digest(recipe: Recipe, fold) -> str:
     return "" if path is None else file_digest(_existing(path, recipe))
 
 
+def check_start(model, name: str, recipe: Recipe, inputs: Inputs | None = None) -> None:
+    """ValueError for first weights that the network `name` has no use for, or that know `inputs`.
+
+    That is a network that is only fitted, and the procedural clips of the seed of `pretraining`. Files are
+    read by `begin`.
+    """
+    if recipe.init and not model.trains:
+        raise ValueError(
+            f"init={recipe.init!r}: {name} is fitted to all training clips at once, and has no first "
+            "weights; leave init out"
+        )
+    if recipe.init == PROCEDURAL and inputs is not None:
+        check_other_clips(inputs)
+
+
 def begin(
     model, name: str, options: Mapping, recipe: Recipe, inputs: Inputs, fold, *, progress=False
 ) -> Start:
@@ -86,8 +103,9 @@ def begin(
 
     Raises FileNotFoundError when `recipe.init` names no file; ValueError for a file that no weights are read
     from or whose weights do not fit, naming those that are missing or too much, and for weights that were
-    trained on clips, or on sources of clips, that are tested in `fold`.
+    trained on clips, or on sources of clips, that are tested in `fold`; and as `check_start` does.
     """
+    check_start(model, name, recipe, inputs)
     if recipe.init == "":
         return Start({})
     changing = _classifier(name, options)
@@ -95,7 +113,7 @@ def begin(
         device = next(model.parameters()).device
         weights, record = pretrain(name, dict(options), recipe, device, progress)
         _write(model, {key: value for key, value in weights.items() if key not in changing})
-        return Start({**record, "drawn": _modules(changing)})
+        return Start({**record, "drawn": _modules(changing)}, (OWN_CLIPS,))
     path = start_path(recipe, fold)
     sha256 = file_digest(_existing(path, recipe))
     distributed.agree(f"bytes in {path.name}", sha256)
@@ -147,19 +165,77 @@ def _read_kept(kept, model, changing, inputs, fold) -> _Read:
     """Weights that the study kept, of the same network or of one that the network inflates."""
     if kept.get("seen") is None:
         raise ValueError("it does not say which clips its weights were trained on; keep them anew")
-    _check_unseen(kept["seen"], inputs, fold)
+    seen = tuple(map(tuple, kept["seen"]))
+    _check_unseen(seen, inputs, fold)
     given = {name: value for name, value in kept["weights"].items() if torch.is_tensor(value)}
     same_classes = list(kept["classes"]) == list(inputs.classes)
-    # C3DSmall says where the layers of FrameAverage are in it.
     done = inflate_weights(
         given,
         model,
-        rename=getattr(model, "place_of", None),
+        rename=_renaming(kept, model),
         skip=() if same_classes else changing,
         report=None,
     )
     facts = {key: kept[key] for key in ("study", "run", "model", "options")}
-    return _read_as("kept", done, facts, tuple(map(tuple, kept["seen"])))
+    return _read_as("kept", done, facts, seen)
+
+
+def _renaming(kept, model):
+    """The model's name of a weight of the network that was kept; ValueError where their blocks differ.
+
+    `C3DSmall` says where the layers of `FrameAverage` are in it. In a sequence with blocks, layers are told
+    by their number without the blocks, and a block by that of the layer before it.
+    """
+    moved, here = {}, dict(model.named_modules())
+
+    def move(name):
+        head = next((part for part in _parents(name) if part in moved), "")
+        return moved.get(head, "") + name[len(head) :]
+
+    for path, theirs in _network_of(kept).named_modules():
+        place = move(f"{path}.").removesuffix(".")
+        ours = here.get(place)
+        if isinstance(theirs, BLOCKS):
+            _check_same_kind(path, theirs, ours)
+        if isinstance(theirs, nn.Sequential) and isinstance(ours, nn.Sequential):
+            places = {key: number for number, key in _keys(ours)}
+            for number, key in _keys(theirs):
+                moved[f"{path}.{number}"] = f"{place}.{places.get(key, number)}"
+    place_of = getattr(model, "place_of", move)
+    return lambda name: move(name) if move(name) != name else place_of(name)
+
+
+def _check_same_kind(path, theirs, ours):
+    kind = type(theirs).__name__
+    if not isinstance(ours, BLOCKS):
+        raise ValueError(f"it has too much: {path}, a {kind}; give the network such a block")
+    if type(theirs) is not type(ours):
+        raise ValueError(f"its {path} is a {kind}, that of the network a {type(ours).__name__}")
+
+
+def _network_of(kept):
+    """The network that was kept, without numbers."""
+    try:
+        with torch.device("meta"):
+            return create_model(kept["model"], len(kept["classes"]), **kept["options"])
+    except TypeError as error:
+        raise ValueError(f"its network cannot be made: {error}") from error
+
+
+def _keys(sequence):
+    """(place, key) of each layer: how many layers without the blocks are before it, and whether it is one."""
+    count = 0
+    for place, layer in enumerate(sequence):
+        block = isinstance(layer, BLOCKS)
+        yield place, (count, block)
+        count += not block
+
+
+def _parents(name):
+    """ "a.b.c" of "a.b.c.d", then "a.b", then "a"."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def _read_images(weights, model, changing) -> _Read:
@@ -271,6 +347,8 @@ def _modules(names) -> list[str]:
 
 def _check_unseen(seen, inputs, fold):
     """ValueError when a clip that is tested, or one of its source, was trained on."""
+    if OWN_CLIPS in seen:
+        check_other_clips(inputs)
     _, test_on = inputs.split(fold)
     test_on = test_on.tolist()
     names = {inputs.names[i] for i in test_on} & {name for _, name, _ in seen}

@@ -1,20 +1,51 @@
-"""Trained weights of recorded runs: kept in the cache, with what is needed to use them again."""
+"""Trained weights of recorded runs: kept beside the records, with what is needed to use them again."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
-from nlutils.paths import atomic_path, cache_root
+from nlutils.paths import atomic_path, own_results_root, results_root, shown
 from nlutils.study.results import Run
 from nlutils.torch.models import create_model
 
-__all__ = ["keep_weights", "kept_weights", "read_kept", "weights_path"]
+__all__ = ["find_kept", "keep_weights", "kept_weights", "read_kept", "weights_path"]
 
 
-def weights_path(study: str, run: str) -> Path:
-    """Where the weights of a run are kept: `<cache>/weights/<study>/<run>.pt`."""
-    return cache_root() / "weights" / study / f"{run}.pt"
+def weights_path(study: str, run: str, root=None) -> Path:
+    """Where the weights of a run are kept: `<root>/<study>/weights/<run>.pt`, `root` as of `run_study`."""
+    return Path(root or results_root()) / study / "weights" / f"{run}.pt"
+
+
+def find_kept(model) -> Path:
+    """The file of weights that `model` means: "STUDY/RUN", or the path of a .pt file, which is given back.
+
+    STUDY/RUN is looked for in `data/results`, then in `build/results`. Raises ValueError for what is neither,
+    FileNotFoundError, saying what there is, where such a run's weights are not kept.
+    """
+    if Path(model).suffix == ".pt":
+        return Path(model)
+    study, _, run = str(model).rpartition("/")
+    if not study or not run:
+        raise ValueError(
+            f"model={str(model)!r} must be STUDY/RUN, such as core8/c3d_small-fold0-seed0, or a file .pt of "
+            "kept weights"
+        )
+    paths = [weights_path(study, run, root) for root in (results_root(), own_results_root())]
+    found = next((path for path in paths if path.is_file()), None)
+    if found is not None:
+        return found
+    kept = sorted(
+        other.stem for path in paths for other in path.parent.glob("*.pt") if not other.name.startswith(".")
+    )
+    named = ", ".join(kept[:4]) + (f" and {len(kept) - 4} more" if len(kept) > 4 else "")
+    have = f"those of {named} are" if kept else f"none of {study} are"
+    raise FileNotFoundError(
+        f"the weights of {model} are kept neither in {shown(paths[0].parent)} nor in "
+        f"{shown(paths[1].parent)} ({have}); name the .pt file of another root, or train it with "
+        f"--keep-weights, by `nlutils study run {study} --keep-weights` or by "
+        "`nlutils study --data FOLDER --keep-weights`"
+    )
 
 
 def keep_weights(path, model, result: Run, seen: Iterable[tuple[str, str, str]] | None = None) -> None:

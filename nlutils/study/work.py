@@ -1,6 +1,7 @@
 """What is done for a cell of the grid: train it, record it, forget its checkpoint."""
 
 import functools
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,13 +66,26 @@ class Work:
 
         return run_keras_fold
 
+    def attempt(self, cell: Cell) -> Run | Exception:
+        """`do`, but for the error of a run that fails, which is returned: the other runs go on.
+
+        Of processes that train together one may fail alone; there it is raised, and torchrun ends them all.
+        """
+        try:
+            return self.do(cell)
+        except Exception as error:
+            if distributed.count() > 1:
+                raise
+            traceback.clear_frames(error.__traceback__)  # which hold the network and its memory
+            return error
+
     def do(self, cell: Cell) -> Run:
         """Train, test and record `cell`, unless somebody else recorded it meanwhile; returns the run."""
         recorded = self.recorded(cell)
         if recorded is not None:
             return recorded
-        keep = weights_path(cell.study, cell.name) if self.keep_weights and distributed.first() else None
-        result = self.train(cell, keep)
+        keep = weights_path(cell.study, cell.name, self.root)
+        result = self.train(cell, keep if self.keep_weights and distributed.first() else None)
 
         def write():
             write_run(result, self.root)
