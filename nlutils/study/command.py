@@ -10,8 +10,8 @@ from nlutils.arguments import one_of
 from nlutils.paths import atomic_path, own_results_root, project_root, results_root, shown
 from nlutils.study import distributed
 from nlutils.study.choice import pairs
-from nlutils.study.fold import run_name
 from nlutils.study.grid import entries
+from nlutils.study.outcome import run_name
 from nlutils.study.plan import CANDIDATES, PARTS, rows_of
 from nlutils.study.recipe import Recipe
 from nlutils.study.results import read_runs, run_path

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from nlutils.arguments import one_of
 from nlutils.paths import cache_root
-from nlutils.study.fold import full_options, run_name
+from nlutils.study.fold import full_options
 from nlutils.study.inputs import Inputs
+from nlutils.study.outcome import run_name
 from nlutils.study.provenance import ROOMS, code_digest
 from nlutils.study.recipe import Recipe
 from nlutils.study.results import Run, read_run, run_path

@@ -18,12 +18,12 @@ import torch
 import nlutils.keras.models
 from nlutils.exchange import keras_to_torch, torch_to_keras
 from nlutils.study import cost, distributed
-from nlutils.study.evaluate import accuracy
-from nlutils.study.fold import DIGITS, full_options, run_name
+from nlutils.study.fold import full_options
 from nlutils.study.inputs import Inputs
 from nlutils.study.keras_train import channels_last, check_recipe, evaluate, train
+from nlutils.study.outcome import clips_seen, outcome
 from nlutils.study.provenance import code_digest, provenance
-from nlutils.study.recipe import TIMES, Recipe
+from nlutils.study.recipe import Recipe
 from nlutils.study.results import Run
 from nlutils.study.start import begin
 from nlutils.study.stopwatch import Stopwatch
@@ -88,53 +88,26 @@ def run_keras_fold(
     torch_to_keras(twin, model)
     told = {"checkpoint": checkpoint, "progress": progress, "watch": (watch := Stopwatch())}
     losses = train(model, twin.input, inputs, train_on, recipe, **told)
-    trained, test_watch = watch.read(), Stopwatch()
-    logits = evaluate(model, twin.input, inputs, test_on, recipe)
-    tested = test_watch.read()
-    # What is recorded is what counts: the accuracy is that of the rounded logits.
-    logits = torch.round(logits.double(), decimals=DIGITS)
-    row = row or f"keras_{name}"
-    result = Run(
+    result = outcome(
+        inputs,
+        fold,
+        recipe,
+        row=row or f"keras_{name}",
+        input=twin.input,
+        losses=losses,
+        trained=watch.read(),
+        scores=lambda time: evaluate(model, twin.input, inputs, test_on, recipe, time),
+        measure=lambda: _cost(model, twin, inputs.batch(twin.input, test_on[:1], recipe.size)),
         study=study,
-        run=run_name(row, fold, recipe.seed),
-        row=row,
         model=name,
         options=options,
-        input=twin.input,
-        fold=fold if isinstance(fold, int) else list(fold),
-        seed=recipe.seed,
-        recipe=recipe.settings(),
-        data={
-            "name": inputs.name,
-            "source": inputs.source,
-            "digest": inputs.digest,
-            "train": len(train_on),
-            "test": len(test_on),
-            "left_out": inputs.left_out,
-        },
-        accuracy=accuracy(logits, inputs.labels[test_on]),
-        losses=[round(loss, DIGITS) for loss in losses],
-        cost=_cost(model, twin, inputs.batch(twin.input, test_on[:1], recipe.size)),
-        seconds={
-            "train": round(trained[0], 1),
-            "train_processor": round(trained[1], 1),
-            "test": round(tested[0], 2),
-            "test_processor": round(tested[1], 2),
-        },
         provenance=source,
-        classes=list(inputs.classes),
-        names=[inputs.names[i] for i in test_on],
-        groups=[inputs.groups[i] for i in test_on],
-        labels=inputs.labels[test_on].tolist(),
-        logits=logits.tolist(),
-        views=_views(model, twin.input, inputs, test_on, recipe),
         start=begun.record,
         framework="keras",
     )
     if keep is not None:
         keras_to_torch(model, twin)
-        seen = [(inputs.name, inputs.names[i], inputs.groups[i]) for i in train_on.tolist()]
-        keep_weights(keep, twin, result, [*begun.seen, *seen])
+        keep_weights(keep, twin, result, [*begun.seen, *clips_seen(inputs, train_on)])
     return result
 
 
@@ -213,14 +186,3 @@ def _forward_milliseconds(model, x, repeats: int = 9) -> float:
         model.predict_on_batch(x)
         times.append(clock() - start)
     return 1000 * statistics.median(times[2:])
-
-
-def _views(model, kind, inputs, test_on, recipe) -> dict:
-    """The class named for each test clip when its steps come in another order, as in `run_fold`."""
-    if recipe.time != "forward":
-        return {}
-    return {
-        time: evaluate(model, kind, inputs, test_on, recipe, time).argmax(dim=1).tolist()
-        for time in TIMES
-        if time != "forward"
-    }
