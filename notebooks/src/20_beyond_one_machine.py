@@ -11,7 +11,7 @@
 #
 # | | |
 # |:--|:--|
-# | What you need | notebooks 05, 09, 11 and 18; the chain rule |
+# | What you need | notebooks 04, 05, 09, 11 and 18; the chain rule |
 # | Your time | 90 minutes |
 # | Machine time | 45 seconds |
 # | Framework | PyTorch |
@@ -61,7 +61,7 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## 1 · Where does the time go?
 #
-# First we need files. Ten people box, wave and run, each once: procedural clips, written into `clips/<class>/person<number>.mp4`, as you would keep your own. All happens in one temporary folder.
+# First we need files. Ten people box, wave and run, each once: procedural clips, written into `clips/<class>/person<number>.mp4`, as you would keep your own.
 
 # %%
 temporary = tempfile.TemporaryDirectory()
@@ -92,9 +92,9 @@ assert len(paths) == 3 * settings.people
 print(len(paths), "clips, such as", paths[0].relative_to(here).as_posix())
 
 # %% [markdown]
-# A training step has three parts: *decode* the clips of a batch, *cut* the batch (crop, mirror, bytes to numbers), and the *step* proper (forward, backward, update). We time each by itself, in processor time, which other programs hardly change. Calls take turns, and the median counts: a slow second of the machine spoils none.
+# A training step has three parts: *decode* the clips of a batch, *cut* the batch (crop, mirror, bytes to numbers), and the *step* proper (forward, backward, update). We time each by itself, in processor time, which other programs hardly change.
 #
-# How fast could the step be? Most of it are sums of products, and a product of two large matrices does these about as fast as the processor can. So we compare multiply-adds a second. (The backward pass makes each product twice more, for the input and for the weights.)
+# How fast could the step be? Most of it is sums of products, and a product of two large matrices does these about as fast as the processor can. So we compare multiply-adds a second. (The backward pass makes each product twice more, for the input and for the weights.)
 
 
 # %%
@@ -154,11 +154,11 @@ assert seconds["cut"] < seconds["step"]
 assert 1e-3 < rates["step"] / rates["matrix product"] < 2
 
 # %% [markdown]
-# So the study decodes once, keeps frames as bytes, and cuts each batch from them. What remains is the step, in the stored run at about half of the limit: normalisation, ReLU and pooling do few sums for each number that they fetch from memory, and small convolutions are harder to do well than one large product.
+# So the study decodes once, keeps frames as bytes, and cuts each batch from them. What remains is the step, in the stored run at about half of the limit. Likely reasons: normalisation, ReLU and pooling do few sums for each number that they fetch from memory.
 #
 # ## 2 · The same numbers, stored and compiled otherwise
 #
-# A convolution's kernel has the axes (out, in, T, H, W). A tensor's *strides* say how far apart neighbours along an axis lie in memory. PyTorch packs the last axis most tightly; many fast kernels want the channels together. `channels_last` changes the order in memory, and no number.
+# A convolution's kernel has the axes (out, in, T, H, W). A tensor's *strides* say how far apart neighbours along an axis lie in memory. PyTorch packs the last axis most tightly; many fast kernels want the channels together. `channels_last` changes the order in memory, and no weight; the loss changes by rounding, for kernels sum in another order.
 
 # %% tags=["nbval-ignore-output"]
 with study.seeded(0):
@@ -166,10 +166,11 @@ with study.seeded(0):
 with study.seeded(0):
     first = create_model("c3d_small_non_local", len(KINDS), input=recipe.input)
 for name, network in (("as made", first), ("channels last", last)):
-    kernel = network.features[0].weight
+    kernel = network.features[3].weight  # of the second convolution
     print(f"{name:14} shape {tuple(kernel.shape)}, strides {kernel.stride()}")
-assert torch.equal(first.features[0].weight, last.features[0].weight)
-assert last.features[0].weight.stride() == (81, 1, 27, 9, 3)
+assert torch.equal(first.features[3].weight, last.features[3].weight)
+assert last.features[3].weight.shape == (32, 16, 3, 3, 3)
+assert last.features[3].weight.stride() == (432, 1, 144, 48, 16)
 
 losses = {}
 for name, network in (("first", first), ("last", last)):
@@ -187,9 +188,9 @@ for name, spent in taken.items():
 assert 0.1 < taken["channels last"] / taken["as made"] < 5
 
 # %% [markdown]
-# **Compilation.** Python calls one kernel after the other, and each writes its result to memory. `torch.compile` reads the function, joins what it can into fewer kernels, writes these as C++ (on a GPU as Triton) and has them compiled, all in the *first call*. That needs a C++ compiler and Python's headers; without them the first call raises an error. So the next cell looks for both, and says what is missing.
+# **Compilation.** Python calls one kernel after the other, and each writes its result to memory. `torch.compile` reads the function, joins what it can into fewer kernels, writes these as C++ and has them compiled, all in the *first call*. That needs a C++ compiler and Python's headers; without them the first call raises an error. So the next cell looks for both, and says what is missing.
 #
-# We compile the non-local operation alone. The study's `compile=True` compiles a whole network's loss, which takes half a minute.
+# We compile the non-local operation alone.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -216,11 +217,14 @@ else:
         calls = {"plain": lambda: mean_square(theta, phi, g), "compiled": lambda: compiled(theta, phi, g)}
         later = in_turns({name: lambda f=f: [f() for _ in range(200)] for name, f in calls.items()}, 3)
     difference(by_compiled, mean_square(theta, phi, g), "compiled and plain", below=1e-5)
-    print(f"first call {first_call:.1f} s; then", *(f"{name} {5000 * s:.0f} µs" for name, s in later.items()))
+    print(
+        f"first call {first_call:.1f} s; then",
+        *(f"{name} {s / 200 * 1e6:.0f} µs" for name, s in later.items()),
+    )
     assert first_call > 20 * later["compiled"] / 200
 
 # %% [markdown] tags=["predict"]
-# The same number, up to rounding. Compilation pays after so many calls as the first one cost, if at all: in a long training on one shape, rarely in a short experiment. On tensors as small as these it never did in the stored run.
+# The same number, up to rounding. Compilation pays after (first call) / (time saved a call) calls, if it saves any: in a long training on one shape, rarely in a short experiment. On tensors as small as these it saved none in the stored run.
 #
 # ## 3 · Fewer digits
 #
@@ -248,14 +252,15 @@ for _ in range(1000):
 ones = torch.ones(1000, dtype=torch.bfloat16)
 print("1 added 1000 times:", total.item())
 print("ones.sum():        ", ones.sum().item())
-assert (total, ones.sum()) == (256, 1000)
+print("ones @ ones:       ", (ones @ ones).item())
+assert (total, ones.sum(), ones @ ones) == (256, 1000, 1000)
 
 # %% [markdown] tags=["explain"]
 # 1, and 256. Between 1 and 2 bfloat16 has steps of $2^{-7}$, so $1 + 2^{-8}$ lies in the middle, and a tie goes to the even neighbour. Between 256 and 512 the step is 2: $256 + 1$ is a tie, too, and goes back to 256 for ever.
 #
-# `sum` gets 1000: the *inputs* are bfloat16, the running sum is float32, rounded once at the end. Matrix products and convolutions do the same, which is what makes bfloat16 usable. For the same reason weights stay float32: an update by a thousandth of a weight would be lost.
+# `sum` gets 1000: the *inputs* are bfloat16, the running sum is float32, rounded once at the end. Matrix products do the same, which is what makes bfloat16 usable. For the same reason weights stay float32: an update by a thousandth of a weight would be lost.
 #
-# **In a non-local map.** Let $l_j$ be the logits of one row, $L = \max |l_j|$. Rounded, they become $l_j + \delta_j$ with $|\delta_j| \le uL$. In the softmax the numerator changes by a factor between $e^{-uL}$ and $e^{uL}$, and so does the sum below it. So each weight $w_j$ becomes some $\tilde w_j$ with
+# **In a non-local map.** Let $l_j$ be the logits of one row, $L = \max |l_j|$. Rounded, they become $l_j + \delta_j$ with $|\delta_j| \le uL$. In the softmax the numerator changes by a factor between $e^{-uL}$ and $e^{uL}$, and so does the sum below it. So each attention weight $w_j$ becomes some $\tilde w_j$ with
 #
 # $$\left| \frac{\tilde w_j}{w_j} - 1 \right| \le e^{2uL} - 1$$
 
@@ -263,7 +268,7 @@ assert (total, ones.sum()) == (256, 1000)
 sizes = [1, 2, 4, 8, 16, 32, 64]
 logits = torch.randn(64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 logits = logits / logits.abs().max()
-fig, ax = plt.subplots(figsize=(6, 3.2))
+fig, ax = plt.subplots(figsize=(7.5, 3.2))
 marks = {torch.bfloat16: ("o", "red"), torch.float16: ("s", "blue"), torch.float32: ("^", "green")}
 for dtype, p in ((torch.bfloat16, 8), (torch.float16, 11), (torch.float32, 24)):
     u, errors = 2.0**-p, []
@@ -275,12 +280,13 @@ for dtype, p in ((torch.bfloat16, 8), (torch.float16, 11), (torch.float32, 24)):
         assert bound / 10 < errors[-1] <= bound
     mark, colour = marks[dtype]
     ax.loglog(sizes, errors, mark, color=plots.COLOURS[colour], label=str(dtype)[6:])
-    ax.loglog(sizes, [math.expm1(2 * u * L) for L in sizes], color=plots.COLOURS[colour], lw=1)
+    bounds = [math.expm1(2 * u * L) for L in sizes]
+    ax.loglog(sizes, bounds, color=plots.COLOURS[colour], lw=1, label=f"its bound, u = 2**-{p}")
     print(
-        f"{str(dtype)[6:]:9} L = 64: the largest error is {errors[-1]:.0e}, and at most {bound:.0e} was allowed"
+        f"{str(dtype)[6:]:9} L = 64: the largest error is {errors[-1]:.1e}, and at most {bound:.1e} was allowed"
     )
-ax.set(xlabel="largest logit L", ylabel="largest relative error of a weight")
-ax.legend()
+ax.set(xlabel="largest size of a logit, L", ylabel="largest relative error of a weight")
+ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plots.show(
     fig,
     "Largest relative error of a softmax weight over the largest logit, 1 to 64, both axes logarithmic. Three rising rows of points, "
@@ -288,9 +294,9 @@ plots.show(
 )
 
 # %% [markdown]
-# The error grows with the logits, and notebook 04 showed what makes them large: long vectors. At $L = 64$ a weight in bfloat16 is wrong by a quarter; attention's factor $d^{-1/2}$ keeps $L$ small.
+# The error grows with the logits, and notebook 04 showed what makes them large: long vectors. At $L = 64$ the worst weight in bfloat16 is wrong by a quarter; attention's factor $d^{-1/2}$ keeps $L$ small.
 #
-# **autocast** chooses for each operation. Which results are short?
+# **autocast** chooses for each operation. Which results are bfloat16?
 
 # %%
 conv, norm = nn.Conv3d(4, 4, 1), nn.BatchNorm3d(4)
@@ -300,8 +306,8 @@ with torch.autocast("cpu", torch.bfloat16):
     results = {
         "convolution": y,
         "matrix product": small.flatten(2) @ small.flatten(2).transpose(1, 2),
-        "batch normalisation of that": norm(y),
-        "input + that": small + y,
+        "batch norm of convolution": norm(y),
+        "input + convolution": small + y,
         "cross-entropy": F.cross_entropy(y.mean(dim=(2, 3, 4)), torch.tensor([0, 1])),
     }
 results["cross-entropy"].backward()
@@ -309,10 +315,10 @@ results |= {"the weight": conv.weight, "its gradient": conv.weight.grad}
 for name, result in results.items():
     print(f"{name:28} {str(result.dtype)[6:]}")
 short = [name for name, result in results.items() if result.dtype == torch.bfloat16]
-assert short == ["convolution", "matrix product", "batch normalisation of that"]
+assert short == ["convolution", "matrix product", "batch norm of convolution"]
 
 # %% [markdown]
-# Products are short; losses, weights and gradients stay long; most others take what they get. The lists differ between devices.
+# Products are bfloat16; losses, weights and gradients stay float32; most others take what they get.
 #
 # ### A trap
 #
@@ -367,15 +373,15 @@ else:
     raise AssertionError("bfloat16 was allowed on a CPU")
 
 # %% [markdown]
-# On the machine of the stored run (PyTorch 2.13, with its library oneDNN) many bfloat16 gradients are not finite; yours may do better. That is why the study refuses bfloat16 on a CPU, where it saved no time anyhow, and keeps it for GPUs: the last line is its error.
+# On the machine of the stored run (PyTorch 2.13) nearly all bfloat16 gradients are not finite; yours may do better. That is why the study refuses bfloat16 on a CPU, and keeps it for GPUs: the last line is its error.
 #
 # ## 4 · Several processes
 #
-# The loss of a batch of $B$ clips is a mean, $\frac1B \sum_b L_b$. Cut the batch into parts $p$ of $B_p$ clips, and let $\mathcal L_p$ be the mean over part $p$. The gradient of a sum is the sum of gradients:
+# The loss of a batch of $B$ clips is a mean, $\frac1B \sum_b \ell_b$. Cut the batch into parts $p$ of $B_p$ clips, and let $\mathcal L_p$ be the mean over part $p$. The gradient of a sum is the sum of gradients:
 #
-# $$\nabla \mathcal L = \frac1B \sum_b \nabla L_b = \sum_p \frac{B_p}{B} \nabla \mathcal L_p$$
+# $$\nabla \mathcal L = \frac1B \sum_b \nabla \ell_b = \sum_p \frac{B_p}{B} \nabla \mathcal L_p$$
 #
-# Each process computes its $\nabla \mathcal L_p$; then all add up, an *all-reduce*. Here are parts of 3 and 5 clips, in float64.
+# Each process computes its $\nabla \mathcal L_p$; then all add up their shares, an *all-reduce*. Here are parts of 3 and 5 clips, in float64.
 
 
 # %%
@@ -420,7 +426,7 @@ for sizes in ((3, 5), (4, 4)):
 # %% [markdown] tags=["explain"]
 # Neither. A normalised number depends on the mean and variance of *all* clips that are normalised together; equal parts do not help. So the processes have to talk inside the network, too.
 #
-# **Forward.** For one channel: part $p$ has $n_p$ values, the whole batch $n = \sum_p n_p$. Two sums a part, $\sum x$ and $\sum x^2$, give mean and variance, $v = \frac1n \sum x^2 - m^2$. But where $m$ is large that is a difference of two large numbers, each with 24 bits. Let each part tell its own mean $m_p$ and variance $v_p$ instead, two numbers again (Chan, Golub and LeVeque, 1979):
+# **Forward.** For one channel: part $p$ has $n_p$ values, the whole batch $n = \sum_p n_p$. Two sums a part, $\sum x$ and $\sum x^2$, give mean and variance, $v = \frac1n \sum x^2 - m^2$. But where $m$ is large that is a difference of two large numbers, each with 24 bits. Let each part tell its own mean $m_p$ and variance $v_p$ instead, beside $n_p$ (Chan, Golub and LeVeque, 1979):
 #
 # $$m = \sum_p \frac{n_p}{n} m_p, \qquad v = \sum_p \frac{n_p}{n} \left( v_p + (m_p - m)^2 \right), \qquad \hat x = \frac{x - m}{\sqrt{v + \varepsilon}}, \quad y = \gamma \hat x + \beta$$
 
@@ -437,11 +443,11 @@ def told(x):
     return x.numel() // x.shape[1], x.mean(dim=axes), x.var(dim=axes, correction=0)
 
 
-def of_all(parts):
+def of_all(messages):
     """n, m and v of the whole batch, from what its parts tell."""
-    n = sum(n_p for n_p, _, _ in parts)
-    m = sum(n_p * m_p for n_p, m_p, _ in parts) / n
-    v = sum(n_p * (v_p + (m_p - m) ** 2) for n_p, m_p, v_p in parts) / n
+    n = sum(n_p for n_p, _, _ in messages)
+    m = sum(n_p * m_p for n_p, m_p, _ in messages) / n
+    v = sum(n_p * (v_p + (m_p - m) ** 2) for n_p, m_p, v_p in messages) / n
     return n, m, v
 
 
@@ -464,15 +470,29 @@ values = 1000 + 0.1 * torch.randn(2, 1, 2048, generator=torch.Generator().manual
 by_parts = of_all([told(values[:1]), told(values[1:])])[2].item()
 by_sums = (values.square().mean() - values.mean() ** 2).item()
 print(f"values around 1000, variance 0.0100: by parts {by_parts:.4f}, by plain sums", end=" ")
-print("wrong" if abs(by_sums - 0.01) > 0.005 else "right")
+print("more than 0.005 off" if abs(by_sums - 0.01) > 0.005 else "right")
 assert abs(by_parts - 0.01) < 0.001
 assert abs(by_sums - 0.01) > 0.005
 
 # %% [markdown]
-# **Backward.** A gradient $g = \partial \mathcal L / \partial y$ arrives. $x_i$ acts through its own $\hat x_i$, through $m$ and through $v$. With $\sigma = \sqrt{v + \varepsilon}$ and $\partial v / \partial x_i = \frac2n (x_i - m)$:
+# **Backward.** A gradient $g = \partial \mathcal L / \partial y$ of the *whole* batch's loss arrives. $x_i$ acts through its own $\hat x_i$, through $m$ and through $v$. With $\sigma = \sqrt{v + \varepsilon}$ and $\partial v / \partial x_i = \frac2n (x_i - m)$:
 #
-# $$\frac{\partial \hat x_j}{\partial x_i} = \frac1\sigma \left( [i = j] - \frac1n - \frac1n \hat x_i \hat x_j \right)$$
+# $$\frac{\partial \hat x_j}{\partial x_i} = \frac{[i = j] - 1/n}{\sigma} - \frac{x_j - m}{\sigma^2} \cdot \frac{x_i - m}{n \sigma} = \frac1\sigma \left( [i = j] - \frac1n - \frac1n \hat x_i \hat x_j \right)$$
 #
+# where $[i = j]$ is 1 or 0. Check it on five numbers:
+
+# %%
+x5 = torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+sigma = torch.sqrt(x5.var(correction=0) + 1e-5)
+hat = (x5 - x5.mean()) / sigma
+jacobian = torch.autograd.functional.jacobian(
+    lambda x: F.batch_norm(x[:, None], None, None, training=True)[:, 0], x5
+)
+difference(
+    (torch.eye(5).double() - 1 / 5 - hat[:, None] * hat / 5) / sigma, jacobian, "Jacobian", below=1e-12
+)
+
+# %% [markdown]
 # Multiply by $\gamma g_j$ and sum over all $j$ *of the batch*. Again two sums a part:
 #
 # $$\frac{\partial \mathcal L}{\partial x_i} = \frac\gamma\sigma \Big( g_i - \frac1n \sum_j g_j - \hat x_i\, \frac1n \sum_j g_j \hat x_j \Big), \qquad \frac{\partial \mathcal L}{\partial \beta} = \sum_j g_j, \quad \frac{\partial \mathcal L}{\partial \gamma} = \sum_j g_j \hat x_j$$
@@ -531,7 +551,7 @@ def shell(*words):
 
 
 def start(*words, **options):
-    """The same in a process of its own."""
+    """Run `python words` in our folder, as a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, *words], cwd=here, env=environment, text=True, **options)
 
@@ -543,6 +563,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 # %% tags=["nbval-ignore-output"]
 if not torch.distributed.is_gloo_available():
     raise RuntimeError("this PyTorch has no Gloo, through which processes on CPUs talk")
+# `torchrun` is another name for `python -m torch.distributed.run`.
 print("$ torchrun --standalone --nproc-per-node 2 -m nlutils.cli study ...")
 command = [*TORCHRUN, "-m", "nlutils.cli", *FIRST, "--root", "two"]
 process = start(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -562,15 +583,15 @@ assert max(abs(a - b) for a, b in zip(two.losses, one.losses, strict=True)) < 0.
 assert gap < 0.1
 
 # %% [markdown]
-# Equal, but for rounding: sums are taken in another order, and each step enlarges the difference. (In float64, a test finds weights equal to 8 digits.) Two processes took *longer*: each normalisation of this tiny network waits for messages. Exercise 2 has the arithmetic.
+# Equal, but for rounding: sums are taken in another order, and training enlarges the difference. (In float64, `tests/test_study_distributed.py` finds weights equal to 8 digits.) Two processes took *longer* here, we think because each normalisation of this tiny network waits for messages.
 #
 # ## 5 · Stopped at any moment
 #
-# A study of two runs, frame averaging on folds 0 and 1. We kill it without warning (`kill -9`) in the middle of the second. After each epoch the state is on disk: weights, the optimizer's averages, losses. What is random in an epoch follows from (seed, epoch), so nothing else has to be kept. And each file is written under another name and then renamed: it appears whole or not at all.
+# A study of two runs, frame averaging on folds 0 and 1. We kill it without warning (`kill -9`) during the second. After each epoch the state is on disk: weights, the optimizer's averages, losses. What is random in an epoch follows from (seed, epoch), so nothing else has to be kept. And each file is written under another name and then renamed: it appears whole or not at all.
 
 # %% tags=["nbval-ignore-output"]
-BOTH = [*STUDY, "--model", "frame_average", *SET, "--set", "epochs=10", "--fold", "1"]
-process = start("-m", "nlutils.cli", *BOTH, "--fold", "0", "--root", "killed", stdout=subprocess.DEVNULL)
+AVERAGE = [*STUDY, "--model", "frame_average", *SET, "--set", "epochs=10", "--fold", "1"]
+process = start("-m", "nlutils.cli", *AVERAGE, "--fold", "0", "--root", "killed", stdout=subprocess.DEVNULL)
 while not (states := list((here / "cache" / "checkpoints" / "clips").glob("frame_average-fold1*.pt"))):
     assert process.poll() is None, "the study ended before it was killed"
     time.sleep(0.005)
@@ -579,6 +600,7 @@ process.wait()
 recorded = [run.run for run in study.read_runs("clips", here / "killed")]
 state = torch.load(states[0])
 print("recorded:", *recorded)
+print("in the checkpoint:", *state)
 print("and", len(state["losses"]), "of 10 epochs of", states[0].stem.rpartition("-")[0])
 assert recorded == ["frame_average-fold0-seed0"]
 assert 0 < len(state["losses"]) < 10
@@ -587,9 +609,9 @@ assert 0 < len(state["losses"]) < 10
 # Call it again, and compare with a run that nobody stopped.
 
 # %% tags=["nbval-ignore-output"]
-assert shell(*BOTH, "--fold", "0", "--root", "killed") == 0
+assert shell(*AVERAGE, "--fold", "0", "--root", "killed") == 0
 print()
-assert shell(*BOTH, "--root", "never_stopped") == 0
+assert shell(*AVERAGE, "--root", "never_stopped") == 0
 print()
 both = study.read_runs("clips", here / "killed")
 (straight,) = study.read_runs("clips", here / "never_stopped")
@@ -601,11 +623,11 @@ difference(both[1].losses, straight.losses, "losses", below=0.01)
 difference(both[1].logits, straight.logits, "scores", below=0.1)
 
 # %% [markdown]
-# Two rows, none lost, none twice: the first was read, the second went on behind its last full epoch, here to the same digits.
+# Two runs, none lost, none twice: the first was read, the second went on behind its last full epoch, here to the same digits.
 #
 # ## 6 · Clusters
 #
-# A run is one file; a killed run goes on; processes compute what one would. A cluster needs no more. `nlutils/study/CLUSTER.md` has the scripts; in short:
+# A run is one file; a killed run goes on; processes compute what one would. A cluster needs no more. `nlutils/study/CLUSTER.md` has the scripts; in short, for a study called `mine`:
 #
 # | you want | with | command |
 # |:--|:--|:--|
@@ -635,7 +657,7 @@ print()
 assert shell("data", "check", "clips") == 0
 
 # %% [markdown]
-# The second fault would have cost accuracy in silence. Now two networks on one fold. `--keep-weights` keeps what is trained, beside the results. Without `--model`, `--fold` and `--set` you get the five small networks, all folds and the full recipe.
+# Now two networks on one fold. `--keep-weights` keeps what is trained, beside the results. Without `--model`, `--fold` and `--set` you get the five small networks, all folds and the full recipe.
 
 # %% tags=["nbval-ignore-output"]
 MODELS = ["--model", "frame_average", "--model", "c3d_small_non_local"]
@@ -668,7 +690,7 @@ for attention in seen.attention:
     assert abs(attention.rows.sum() - 1) < 1e-4
 
 # %% [markdown]
-# Above the frames as the network sees them; below, for each block, the weights over all places, in units of the even share. In the stored run the first block looks at the runner; the second puts all its weight on an empty corner, its logits so far apart that the softmax has become a maximum. Before you tell a story about such a picture, do what notebook 17 did: replace the map by a plain mean, and count which answers change.
+# Above the cut frames, of which the network gets differences; below, for each block, the weights over the keys (places pooled 2 × 2, each over two or four steps), in units of the even share, 1/96 and 1/12. In the stored run the first block looks near the runner; the second puts all its weight on an empty corner, its logits so far apart that the softmax has become a maximum. Before you tell a story about such a picture, do what notebook 17 did: replace the map by a plain mean, and count which answers change.
 #
 # ## Exercises
 
@@ -725,7 +747,7 @@ check(
 # A step of $k$ clips takes one process `fixed + each * k` seconds. Several processes also talk, for `talk` seconds. Parts are as equal as can be, and all wait for the last. Write `rate(batch, processes, fixed, each, talk)`: clips a second. **Expect**: `rate(16, 1, 0.05, 0.02, 0.03)` is 43.2, with 2 processes 66.7, and with 3 processes 80.
 #
 # <details><summary>Hint 1: a nudge</summary>How many clips has the largest part, when 16 are dealt to 3?</details>
-# <details><summary>Hint 2: the formula</summary>batch / (fixed + each · ⌈batch / processes⌉ + talk), without talk for one process.</details>
+# <details><summary>Hint 2: the formula</summary>batch / (fixed + each · (largest part) + talk), without talk for one process.</details>
 # <details><summary>Hint 3: part of the code</summary><code>math.ceil(batch / processes)</code>, <code>talk if processes > 1 else 0</code></details>
 
 
@@ -779,10 +801,10 @@ check(
 # %% [markdown] tags=["exercise"]
 # ### Exercise 3 · A map over several machines (hard, 20 minutes)
 #
-# A clip too long for one machine: the places $j$ lie on $P$ of them. For its own places and each $i$, machine $p$ tells the largest logit $m_p$, the sum $s_p = \sum_j e^{l_{ij} - m_p}$, and $y_p = \frac{1}{s_p} \sum_j e^{l_{ij} - m_p} g_j$. Write `joined(m, s, y)`, with m and s of shape (P, N) and y (P, N, C), which returns what one machine would compute, (N, C). The logits are near 800. **Expect**: equal to 12 digits.
+# A clip too long for one machine: the places $j$ lie on $P$ of them. For its own places and each $i$, machine $p$ tells the largest logit $m_p$, the sum $s_p = \sum_j e^{l_{ij} - m_p}$, and $y_p = \frac{1}{s_p} \sum_j e^{l_{ij} - m_p} g_j$. Write `joined(m, s, y)` for N places $i$ and C channels, with m and s of shape (P, N) and y (P, N, C); it returns what one machine would compute, (N, C). The logits are near 800. **Expect**: equal to 12 digits.
 #
 # <details><summary>Hint 1: a nudge</summary>Each y_p is a weighted mean. How much weight has part p in all?</details>
-# <details><summary>Hint 2: the formula</summary>With M = max m_p: a_p = s_p exp(m_p − M), y = Σ a_p y_p / Σ a_p.</details>
+# <details><summary>Hint 2: the formula</summary>With M, for each i, the largest m_p: a_p = s_p exp(m_p − M), y = Σ a_p y_p / Σ a_p.</details>
 # <details><summary>Hint 3: part of the code</summary><code>a = s * (m - m.amax(dim=0)).exp()</code></details>
 
 
@@ -840,8 +862,8 @@ check(
 #
 # - Decode once; then the step is what takes time, and it stays below the speed of a plain matrix product.
 # - Another order in memory and compilation change the time, not the loss; the first compiled call pays for all later ones.
-# - bfloat16 holds 8 bits: short products are fine, short sums stall. Kernels that read unwritten memory are found with poison.
-# - Gradients of parts add up, weighted by clips. Batch normalisation needs two sums a part forwards and two backwards; dropout needs rows of one mask.
+# - bfloat16 holds 8 bits: short products are fine, sums that are kept short stall. Kernels that read unwritten memory are found with poison.
+# - Gradients of parts add up, weighted by clips. Batch normalisation needs two numbers a part forwards and two sums backwards; dropout needs rows of one mask.
 # - A run that can be killed at any moment needs no clever cluster.
 #
 # ## Further reading
