@@ -43,8 +43,10 @@ def cells(study, folds, recipe=TINY):
 def start(program):
     """`program` in a process of its own, the first of a new group, as a shell would start it."""
     paths = os.pathsep.join([TESTS, *sys.path])
+    # Behind `nohup` or `&` Ctrl-C is ignored, by the children of such tests too.
+    hears = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program)],
+        [sys.executable, "-c", hears + textwrap.dedent(program)],
         env={**os.environ, "PYTHONPATH": paths},
         start_new_session=True,
         stdout=subprocess.PIPE,

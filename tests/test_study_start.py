@@ -286,6 +286,15 @@ def test_the_clips_of_the_training_on_procedural_ones_are_not_tested(tmp_path, t
     assert started(path, inputs=relation)[2]["kind"] == "kept"
 
 
+@pytest.fixture
+def hears_ctrl_c():
+    """Python's own answer to SIGINT, also where the tests run behind `nohup` or `&`, which ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_who_waits_for_another_hears_ctrl_c(tmp_path, monkeypatch):
     """The signal comes while the lock is another's; the wait is over at once."""
     path = tmp_path / "x.lock"
