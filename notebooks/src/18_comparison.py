@@ -330,8 +330,8 @@ assert blocks[1] < 0 < blocks[2]
 # answer is "no gain is seen", not "no gain is there".
 #
 # How small a thing can move such a number? An earlier recording of the same two rows, with the same recipe
-# and seed, differed in one respect: the kernels' numbers lay in another order in memory, so sums were rounded
-# differently. `c3d_small` had 65.5 % then and has 62.5 % now; the difference was -6 points and is -3. Rounding
+# and seed, differed in rounding alone: the kernels' numbers lay in another order in memory, and the block took
+# its sums in another order. `c3d_small` had 65.5 % then and has 62.5 % now; the difference was -6 points and is -3. Rounding
 # is one more roll of the dice, like the seed: a single training of each network cannot show a few points.
 #
 # The paper's gains were measured on Kinetics, some 235,000 training clips in the released list, in networks
