@@ -8,7 +8,7 @@ from nlutils.course import import_keras
 keras = import_keras("tensorflow")
 
 from nlutils.study import Entry  # noqa: E402
-from nlutils.study.study import check_study  # noqa: E402
+from nlutils.study.checks import check_study  # noqa: E402
 
 NARROW = {"widths": [4, 4, 8, 8]}
 

@@ -26,8 +26,8 @@ from nlutils.study import (
     train,
     write_run,
 )
+from nlutils.study.checks import check_study
 from nlutils.study.stopwatch import Stopwatch
-from nlutils.study.study import check_study
 from nlutils.study.weights import kept_weights
 from nlutils.torch import create_model
 from nlutils.video.clips import Clip, ClipSet, Fault

@@ -9,6 +9,7 @@ from pathlib import Path
 from nlutils.arguments import one_of
 from nlutils.paths import atomic_path, own_results_root, project_root, results_root, shown
 from nlutils.study import distributed
+from nlutils.study.checks import check_name, check_study
 from nlutils.study.choice import pairs
 from nlutils.study.grid import entries
 from nlutils.study.outcome import run_name
@@ -16,7 +17,7 @@ from nlutils.study.plan import CANDIDATES, PARTS, rows_of
 from nlutils.study.recipe import Recipe
 from nlutils.study.results import read_runs, run_path
 from nlutils.study.start import start_digest
-from nlutils.study.study import check_name, check_study, run_study
+from nlutils.study.study import run_study
 from nlutils.study.tables import by_row, choice_table, markdown_table, summarise, title_of
 from nlutils.study.weights import weights_path
 from nlutils.torch.models.small import SMALL_MODELS
