@@ -9,7 +9,7 @@ from video_files import grey_steps, write_video
 from nlutils import cli
 from nlutils.cli_study import with_action
 from nlutils.paths import project_root
-from nlutils.study import PARTS, Entry, Recipe, command, read_runs, write_run
+from nlutils.study import PARTS, STUDIES, Entry, Recipe, Study, command, read_runs, write_run
 from nlutils.torch.models.small import SMALL_MODELS
 from nlutils.video import catalogue
 
@@ -116,6 +116,52 @@ def test_rows_bring_their_options_and_parts_their_seeds(folder, monkeypatch):
     calls.clear()
     assert run("study", "run", "test", "--data", folder, "--part", "controls", "--set", "seed=3") == 0
     assert calls[0][1] == [3]
+
+
+def test_a_planned_study_brings_its_clips_settings_and_parts(folder, monkeypatch, capsys):
+    calls, opened = [], []
+
+    def stand_in(study, rows, folds, seeds, clips, recipe, **options):
+        calls.append((list(rows), seeds, recipe))
+        return []
+
+    def clips(name=None, **options):
+        opened.append((name, options))
+        return one
+
+    one = catalogue.open_clips(folder)
+    monkeypatch.setattr(command, "run_study", stand_in)
+    monkeypatch.setattr(command, "summarise", lambda runs: [])
+    monkeypatch.setattr(command, "markdown_table", lambda rows: "")
+    monkeypatch.setattr(catalogue, "open_clips", clips)
+    planned = Study("procedural", ("relations", "controls"), {"count": 40}, {"epochs": 3, "batch": 8})
+    monkeypatch.setitem(STUDIES, "test", planned)
+    assert run("study", "run", "test", "--set", "batch=4") == 0
+    recipe = Recipe(epochs=3, batch=4)
+    assert calls == [
+        (list(PARTS["relations"].rows), [0], recipe),
+        (list(PARTS["controls"].rows), [0, 1, 2], recipe),
+    ]
+    assert opened == [("procedural", {"count": 40})]
+    assert "; 115 runs" in capsys.readouterr().out
+    calls.clear()
+    assert run("study", "run", "test", "--row", "idt") == 0
+    assert calls == [(["idt"], [0], Recipe(epochs=3, batch=8))]
+    calls.clear()
+    assert run("study", "run", "test", "--data", folder) == 0  # other clips: nothing of it is planned
+    assert calls == [(list(SMALL_MODELS), [0], Recipe())]
+    assert opened[-1] == (str(folder), {})
+    capsys.readouterr()
+    assert run("study", "plan", "test") == 0
+    printed = capsys.readouterr().out
+    assert [line.split(":")[0] for line in printed.splitlines() if line[:1].strip()] == list(planned.parts)
+
+
+def test_the_planned_studies_are_of_clips_and_parts_that_exist():
+    for name, study in STUDIES.items():
+        assert command.catalogue.chosen_clips(study.clips) == study.clips, name
+        assert set(study.parts) <= set(PARTS), name
+        assert Recipe().replace(**study.recipe), name
 
 
 def test_a_run_of_two_parts_counts_once(folder, monkeypatch, capsys):

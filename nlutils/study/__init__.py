@@ -7,7 +7,7 @@ from nlutils.study.figures import comparison_figure, describe
 from nlutils.study.fold import best_device, run_fold
 from nlutils.study.grid import Entry
 from nlutils.study.inputs import Inputs, prepare
-from nlutils.study.plan import CANDIDATES, PARTS, ROWS, rows_of
+from nlutils.study.plan import CANDIDATES, PARTS, ROWS, STUDIES, Part, Study, rows_of
 from nlutils.study.predict import Attention, Prediction, draw_prediction, predict
 from nlutils.study.provenance import code_digest, provenance
 from nlutils.study.readme import readme_table, write_readme_table
@@ -40,14 +40,17 @@ __all__ = [
     "CANDIDATES",
     "PARTS",
     "ROWS",
+    "STUDIES",
     "Attention",
     "Entry",
     "Inputs",
     "Interval",
+    "Part",
     "Prediction",
     "Recipe",
     "Row",
     "Run",
+    "Study",
     "accuracy",
     "architectures_table",
     "best_device",

@@ -13,7 +13,7 @@ from nlutils.study.checks import check_name, check_study
 from nlutils.study.choice import pairs
 from nlutils.study.grid import entries
 from nlutils.study.outcome import run_name
-from nlutils.study.plan import CANDIDATES, PARTS, rows_of
+from nlutils.study.plan import CANDIDATES, PARTS, STUDIES, Study, rows_of
 from nlutils.study.recipe import Recipe
 from nlutils.study.results import read_runs, run_path
 from nlutils.study.start import start_digest
@@ -29,8 +29,12 @@ __all__ = ["choose_settings", "predict_clip", "print_plan", "print_table", "stud
 
 
 def study_named(options, settings: dict) -> int:
-    """`nlutils study run STUDY`; `settings` are those of its --set."""
-    return _study(options.study, options, settings, options.root or results_root())
+    """`nlutils study run STUDY`; `settings` are those of its --set.
+
+    A study of the plan brings its clips, settings and parts along, unless --data names other clips.
+    """
+    planned = STUDIES.get(options.study) if options.data is None else None
+    return _study(options.study, options, settings, options.root or results_root(), planned)
 
 
 def study_clips(options, settings: dict) -> int:
@@ -47,11 +51,12 @@ def print_table(study: str, root=None) -> int:
     return 0
 
 
-def _study(study, options, settings, root) -> int:
+def _study(study, options, settings, root, planned: Study | None = None) -> int:
     check_name("study", study)
-    recipe = _recipe(settings, options.init)
-    folds = _folds(options.data, options.folds)
-    wanted = _wanted(options, settings)
+    planned = planned or Study(options.data, ())
+    recipe = _recipe({**planned.recipe, **settings}, options.init)
+    folds = _folds(planned.clips, options.folds)
+    wanted = _wanted(options, settings, planned.parts)
     ways = {name: getattr(options, name) for name in ("jobs", "threads", "cluster", "device", "keep_weights")}
     # Parts share rows, and a run counts once.
     names = {
@@ -68,7 +73,7 @@ def _study(study, options, settings, root) -> int:
                 start_digest(recipe.replace(**{**entry.recipe, "seed": seeds[0]}), fold)
     if options.keep_weights and distributed.first():
         _refuse_records_without_weights(study, sorted(names), root)
-    clips = catalogue.open_clips(options.data)
+    clips = catalogue.open_clips(planned.clips, **planned.options)
     _say(f"{study}: {clips.source}; {_count(len(names), 'run')}")
     for line in _consequences(clips):
         _say(line)
@@ -88,8 +93,11 @@ def _study(study, options, settings, root) -> int:
     return 0
 
 
-def _wanted(options, settings) -> list[tuple[list[int], dict]]:
-    """[(seeds, rows)]: networks and rows with the seeds that are asked for, parts with their own."""
+def _wanted(options, settings, planned) -> list[tuple[list[int], dict]]:
+    """[(seeds, rows)]: networks and rows with the seeds that are asked for, parts with their own.
+
+    Where none are asked for they are the parts that are `planned`, or the small networks.
+    """
     asked = options.seeds
     if "seed" in settings:
         if asked:
@@ -99,9 +107,11 @@ def _wanted(options, settings) -> list[tuple[list[int], dict]]:
             )
         asked = [settings["seed"]]
     seeds = sorted(set(asked or [Recipe().seed]))
-    networks = options.models or ([] if options.rows or options.parts else list(SMALL_MODELS))
+    parts, networks = options.parts or [], options.models or []
+    if not (networks or options.rows or parts):
+        parts, networks = planned, [] if planned else list(SMALL_MODELS)
     wanted = [(seeds, entries(networks) | entries(rows_of(options.rows or [])))]
-    for name in options.parts or []:
+    for name in parts:
         part = PARTS[one_of("part", name, PARTS)]
         wanted.append((seeds if asked else list(part.seeds), entries(rows_of(part.rows))))
     return [(seeds, rows) for seeds, rows in wanted if rows]
@@ -111,7 +121,8 @@ def print_plan(study: str, root=None) -> int:
     """`nlutils study plan`: every part with its rows, and how many folds and seeds of each are recorded."""
     folder = Path(root or results_root()) / study
     recorded = by_row(read_runs(study, root)) if any(folder.glob("*.json")) else {}
-    for name, part in PARTS.items():
+    for name in STUDIES[study].parts if study in STUDIES else PARTS:
+        part = PARTS[name]
         print(f"{name}: {part.title}; {_count(len(part.seeds), 'seed')}")
         for row in part.rows:
             done = sum(run.seed in part.seeds for run in recorded.get(row, []))

@@ -1,16 +1,17 @@
-"""What the comparison on `core8` trains: every row, the parts that rows form, the settings to choose from.
+"""What the comparison trains: every row, the parts that rows form, the settings to choose from, the studies.
 
 A row without a suffix sees optical flow, the input that is the same for all; `-rgb` is the published input of
 networks of one stream. Networks of several streams have the input that they were published with.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from nlutils.arguments import one_of
 from nlutils.study.grid import Entry
+from nlutils.torch.models.small import SMALL_MODELS
 
-__all__ = ["CANDIDATES", "PARTS", "ROWS", "Part", "rows_of"]
+__all__ = ["CANDIDATES", "PARTS", "ROWS", "STUDIES", "Part", "Study", "rows_of"]
 
 # Networks of one stream: (row, title, network, options).
 _ONE_STREAM = (
@@ -131,6 +132,20 @@ def _ablations() -> dict[str, Entry]:
     }  # fmt: skip
 
 
+# The blocks are all that brings the places of a still picture together.
+_RELATIONS = {
+    f"c2d_{kind}": Entry(
+        "c2d_small",
+        {"non_local": [2, 3], "kind": kind, "block": block},
+        title=f"2D, {title}",
+    )
+    for kind, title, block in (
+        ("uniform", "uniform average in the map's place", {"subsample": "before"}),
+        ("window", "attention in a window of 3 x 3", {"window": [1, 3, 3]}),
+        ("convolution", "no more weights, in a convolution", {}),
+    )
+}
+
 _KERAS = {
     "keras_c3d_small": Entry("c3d_small", title="3D, in Keras", framework="keras"),
     "keras_c3d_small_non_local": Entry(
@@ -152,6 +167,7 @@ ROWS = {
     **_STREAMS,
     **_controls(),
     **_ablations(),
+    **_RELATIONS,
     **_KERAS,
     **_PRETRAINED,
 }
@@ -203,6 +219,41 @@ PARTS = {
         "first trained on procedural actions",
         ("c3d_small", "c3d_small_non_local", *_PRETRAINED),
         "c3d_small",
+    ),
+    "networks": Part("five small networks", tuple(SMALL_MODELS)),
+    "relations": Part(
+        "do two far-apart places show the same?",
+        ("frame_average", "c2d_non_local", *_RELATIONS),
+        "frame_average",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that `data/results` holds: its clips, its settings, its parts.
+
+    clips    what `nlutils.video.open_clips` opens, with `options`
+    recipe   settings that are not those of `Recipe()`
+    parts    names in `PARTS`
+    """
+
+    clips: str
+    parts: tuple[str, ...]
+    options: Mapping = field(default_factory=dict)
+    recipe: Mapping = field(default_factory=dict)
+
+
+STUDIES = {
+    "core8": Study("core8", ("architectures", "controls", "time", "blocks", "keras", "pretrained")),
+    "procedural": Study(
+        "procedural", ("networks",), recipe={"epochs": 6, "resize": (48, 48), "size": (40, 40)}
+    ),
+    "same_pattern": Study(
+        "same_pattern",
+        ("relations",),
+        options={"count": 8000, "frames": 2, "size": (40, 56)},
+        recipe={},
     ),
 }
 
