@@ -3,7 +3,7 @@
 from nlutils.study.choice import chosen, pairs, validation_accuracy
 from nlutils.study.cost import example_input, measure, multiply_adds, parameters
 from nlutils.study.evaluate import accuracy, evaluate
-from nlutils.study.figures import comparison_figure, describe
+from nlutils.study.figures import comparison_figure, describe, describe_differences, difference_figure
 from nlutils.study.fold import best_device, run_fold
 from nlutils.study.grid import Entry
 from nlutils.study.inputs import Inputs, prepare
@@ -30,6 +30,7 @@ from nlutils.study.tables import (
     by_row,
     choice_table,
     difference_table,
+    differences,
     markdown_table,
     summarise,
     time_table,
@@ -62,8 +63,11 @@ __all__ = [
     "comparison_figure",
     "correct_by_clip",
     "describe",
+    "describe_differences",
+    "difference_figure",
     "difference_interval",
     "difference_table",
+    "differences",
     "draw_prediction",
     "evaluate",
     "example_input",

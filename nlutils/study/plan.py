@@ -120,7 +120,7 @@ def _ablations() -> dict[str, Entry]:
         "nl-stage3": non_local("one block, stage 3", non_local=[3]),
         "nl-stage4": non_local("one block, stage 4", non_local=[4]),
         "nl-three": non_local("three blocks, stages 2 to 4", non_local=[2, 3, 4]),
-        "nl-all_keys": non_local("no sub-sampling", subsample=None),
+        "nl-all_keys": non_local("3D + 2 blocks, no sub-sampling", subsample=None),
         "nl-after": non_local("sub-sampling behind the embedding", subsample="after"),
         "nl-space": blocks("space alone", attention="space"),
         "nl-time": blocks("time alone", attention="time", subsample=None),
@@ -253,7 +253,16 @@ STUDIES = {
         "same_pattern",
         ("relations",),
         options={"count": 8000, "frames": 2, "size": (40, 56)},
-        recipe={},
+        recipe={
+            "epochs": 16,
+            "batch": 32,
+            "lr": 4e-3,
+            "frames": 1,
+            "resize": (40, 56),
+            "size": (40, 56),
+            "input": "rgb",
+            "flip": False,
+        },
     ),
 }
 

@@ -17,6 +17,7 @@ __all__ = [
     "by_row",
     "choice_table",
     "difference_table",
+    "differences",
     "markdown_table",
     "summarise",
     "time_table",
@@ -161,24 +162,38 @@ def architectures_table(rows: list[Row]) -> str:
     return _table(["architecture", "published input", "on flow", *COSTS], lines, left=1)
 
 
-def difference_table(runs: Iterable[Run], part: Part) -> str:
-    """A line a row of `part`: its accuracy, and how far it is above `part.reference` on the same clips.
+def differences(runs: Iterable[Run], part: Part) -> list[tuple[Row, Interval | None]]:
+    """(row, how far it is above `part.reference` on the same clips) of each row of `part`; None for that one.
 
-    The difference is paired: clip by clip, mean and 95 % interval over source groups. Accuracy and difference
-    are those of the folds and seeds that row and reference both have.
+    The difference is paired: clip by clip, mean and 95 % interval over source groups. Row and difference are
+    those of the folds and seeds that row and reference both have. ValueError when a row is not recorded.
     """
     found = by_row(runs)
     missing = [row for row in part.rows if row not in found]
     if missing:
         raise ValueError(f"no run of the rows {', '.join(missing)} is recorded; run them")
-    lines = []
+    made = []
     for row in part.rows:
-        mine, gain = found[row], "–"
+        mine, gain = found[row], None
         if row != part.reference:
             mine, reference = same_cells(mine, found[part.reference])
-            gain = points(difference_interval(mine, reference))
-        summary = _row(mine)
-        lines.append([summary.title, str(summary.seeds), str(summary.accuracy), gain, *_costs(summary)[:2]])
+            gain = difference_interval(mine, reference)
+        made.append((_row(mine), gain))
+    return made
+
+
+def difference_table(runs: Iterable[Run], part: Part) -> str:
+    """A line a row of `part`: its accuracy, and how far it is above `part.reference`; see `differences`."""
+    lines = [
+        [
+            row.title,
+            str(row.seeds),
+            str(row.accuracy),
+            "–" if gain is None else points(gain),
+            *_costs(row)[:2],
+        ]
+        for row, gain in differences(runs, part)
+    ]
     heads = ["row", "seeds", "accuracy (95 % interval)", f"minus {title_of(part.reference)}", *COSTS[:2]]
     return _table(heads, lines, left=1)
 
