@@ -130,8 +130,8 @@ def _options(named: bool = False) -> argparse.ArgumentParser:
     add("--seed", dest="seeds", type=int, action="append", metavar="S", help="may be repeated (0)")
     add("--set", dest="recipe", action="append", default=[], metavar="NAME=VALUE",
         help="a setting of the recipe, such as epochs=40; may be repeated")  # fmt: skip
-    add("--init", metavar="FROM", help="the first weights: procedural, or a file's path from the project's "
-        "root; the same as --set init=FROM")  # fmt: skip
+    add("--init", metavar="FROM", help="the first weights: procedural, inflated, or a file's path from the "
+        "project's root; the same as --set init=FROM")  # fmt: skip
     add("--jobs", type=count, default=1, metavar="N", help="runs at a time (1)")
     add("--threads", type=count, default=1, metavar="N", help="CPU threads a run (1)")
     add("--cluster", metavar="ADDRESS", help="do the runs on a Ray cluster: local, auto or an address")

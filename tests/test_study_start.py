@@ -239,6 +239,28 @@ def test_kept_weights_of_a_2d_network_are_inflated(tmp_path):
         assert record["drawn"] == ([] if name == "c3d_small" else ["features.7", "features.12"])
 
 
+def test_a_2d_network_is_trained_on_the_fold_first_and_inflated(tmp_path, trainings):
+    """It is the run of `frame_average` on that fold, and it is trained once for all that ask for it."""
+    fold0 = kept_weights(kept_run(tmp_path))[0].state_dict()
+    before = len(trainings)
+    for name, blocks in (("c3d_small", []), ("c3d_small_non_local", ["features.7", "features.12"])):
+        weights, _, record = started("inflated", name)
+        last = "features.13" if blocks else "features.11"
+        torch.testing.assert_close(
+            weights[f"{last}.weight"], fold0["encoder.11.weight"][:, :, None].expand(-1, -1, 3, -1, -1) / 3
+        )
+        assert torch.equal(weights["classifier.weight"], fold0["classifier.weight"])
+        assert (record["kind"], record["inflated"], record["drawn"]) == ("inflated", 4, blocks)
+        assert (record["clips"], record["epochs"], len(record["losses"])) == (16, 1, 1)
+    assert len(trainings) == before + 1
+    model = fresh(**NARROW)
+    begin(model, "c3d_small", NARROW, TINY.replace(init="inflated"), INPUTS, 1)
+    assert not torch.equal(model.state_dict()["classifier.weight"], fold0["classifier.weight"])
+    assert len(trainings) == before + 2
+    with pytest.raises(ValueError, match="init='inflated': cnn_rnn does not inflate frame_average"):
+        begin(fresh("cnn_rnn"), "cnn_rnn", {}, TINY.replace(init="inflated"), INPUTS, 0)
+
+
 def test_layers_that_a_block_has_moved_are_found(tmp_path):
     """The blocks that a file lacks are drawn; those of another kind, and those too much, are refused."""
     path = kept_run(tmp_path, "c3d_small")
@@ -342,7 +364,9 @@ def test_each_fold_and_seed_has_its_file(tmp_path):
     assert record["file"] == path.name
     with pytest.raises(FileNotFoundError, match=r"frame_average-fold2-seed1\.pt; relative paths start at"):
         started(tmp_path / "frame_average-fold{fold}-seed{seed}.pt", fold=2, seed=1)
-    with pytest.raises(FileNotFoundError, match=r"init='proceduraal' is neither '' nor 'procedural'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"init='proceduraal' is none of '', 'procedural' and 'inflated'"
+    ):
         start_digest(TINY.replace(init="proceduraal"), 0)
     assert start_digest(TINY.replace(init="procedural"), 0) == ""
 

@@ -5,7 +5,7 @@ networks of one stream. Networks of several streams have the input that they wer
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nlutils.arguments import one_of
 from nlutils.study.grid import Entry
@@ -13,27 +13,30 @@ from nlutils.torch.models.small import SMALL_MODELS
 
 __all__ = ["CANDIDATES", "PARTS", "ROWS", "STUDIES", "Part", "Study", "rows_of"]
 
-# Networks of one stream: (row, title, network, options).
-_ONE_STREAM = (
-    ("frame_average", "frame averaging, 2D", "frame_average", {}),
-    ("pooling", "2D, maximum over time (Ng et al. 2015)", "pooling_small", {"pooling": "conv"}),
-    ("cnn_rnn", "CNN+LSTM (Donahue et al. 2015)", "cnn_rnn", {}),
-    ("cnn_gru", "CNN+GRU", "cnn_rnn", {"cell": "gru"}),
-    ("c3d_small", "C3D-style, 3D (Tran et al. 2015)", "c3d_small", {}),
-    (
-        "c2d_non_local",
-        "2D + 2 non-local blocks (Wang et al. 2018)",
+_ONE_STREAM = {
+    "frame_average": Entry("frame_average", title="frame averaging, 2D"),
+    "pooling": Entry("pooling_small", {"pooling": "conv"}, title="2D, maximum over time (Ng et al. 2015)"),
+    "cnn_rnn": Entry("cnn_rnn", title="CNN+LSTM (Donahue et al. 2015)"),
+    "cnn_gru": Entry("cnn_rnn", {"cell": "gru"}, title="CNN+GRU"),
+    "c3d_small": Entry("c3d_small", title="C3D-style, 3D (Tran et al. 2015)"),
+    "i3d": Entry(
+        "c3d_small",
+        {},
+        {"init": "inflated"},
+        title="3D, inflated from frame averaging (Carreira, Zisserman 2017)",
+    ),
+    "c2d_non_local": Entry(
         "c2d_small",
         {"non_local": [2, 3], "block": {"subsample": "before"}},
+        title="2D + 2 non-local blocks (Wang et al. 2018)",
     ),
-    ("c3d_small_non_local", "3D + 2 non-local blocks (Wang et al. 2018)", "c3d_small_non_local", {}),
-    (
-        "c3d_cgnl",
-        "3D + 2 compact generalized blocks (Yue et al. 2018)",
+    "c3d_small_non_local": Entry("c3d_small_non_local", title="3D + 2 non-local blocks (Wang et al. 2018)"),
+    "c3d_cgnl": Entry(
         "c3d_small",
         {"non_local": [2, 3], "kind": "compact_generalized"},
+        title="3D + 2 compact generalized blocks (Yue et al. 2018)",
     ),
-)
+}
 
 _TRACKS = {"step": 3, "median": 3, "limits": {"least_spread": 0, "least_motion": 1e-3}}
 
@@ -159,10 +162,10 @@ _PRETRAINED = {
 }
 
 ROWS = {
-    **{row: Entry(name, options, title=title) for row, title, name, options in _ONE_STREAM},
+    **_ONE_STREAM,
     **{
-        f"{row}-rgb": Entry(name, {**options, "input": "rgb"}, title=title)
-        for row, title, name, options in _ONE_STREAM
+        f"{row}-rgb": replace(entry, options={**entry.options, "input": "rgb"})
+        for row, entry in _ONE_STREAM.items()
     },
     **_STREAMS,
     **_controls(),
@@ -195,9 +198,7 @@ _HEADLINE = (
 PARTS = {
     "architectures": Part(
         "every architecture, one budget",
-        tuple(row for row, *_ in _ONE_STREAM)
-        + tuple(f"{row}-rgb" for row, *_ in _ONE_STREAM)
-        + tuple(_STREAMS),
+        (*_ONE_STREAM, *(f"{row}-rgb" for row in _ONE_STREAM), *_STREAMS),
     ),
     "controls": Part("what is left when the block is not non-local", _HEADLINE, "c3d_small", (0, 1, 2)),
     "time": Part(

@@ -1,10 +1,12 @@
-"""Weights learnt on procedural clips, made once for all folds and kept in the cache."""
+"""Weights learnt before a run, kept in the cache: on procedural clips, or by a 2D network to be inflated."""
 
 import hashlib
 import json
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ from nlutils.study.train import seeded, train
 from nlutils.torch.models import create_model
 from nlutils.video.catalogue import open_clips
 
-__all__ = ["OWN_CLIPS", "check_other_clips", "pretrain", "pretraining_recipe"]
+__all__ = ["OWN_CLIPS", "check_other_clips", "pretrain", "pretrain_flat", "pretraining_recipe"]
 
 # 1,200 clips with their flow take 70 s of one core the first time, 35 s with the flow from the cache, which
 # holds 100 MB of it. Six epochs are 450 steps, about as many as the 24 epochs on core8 that follow.
@@ -27,6 +29,8 @@ CLIPS, EPOCHS = 1200, 6
 ATTENTION = 0.5
 # In epochs of five times as many steps as those on core8.
 MOST_WARMUP = 1
+# The 2D network that small 3D networks inflate.
+FLAT = "frame_average"
 # Other clips than those of the seed 0, on which procedural studies test.
 SEED = 1
 # What weights that were trained on them say that they have seen: (data set, clip, group).
@@ -59,45 +63,92 @@ def _last_word(source):
     return source.rpartition(", ")[2]
 
 
+@dataclass(frozen=True)
+class _Lesson:
+    """A training whose weights are kept under the digest of all that they depend on, the code included.
+
+    told   what tells its clips from others
+    clips  makes them: inputs, and the indices of those that are trained on
+    facts  what is recorded of it, besides what all trainings record
+    """
+
+    name: str
+    options: dict
+    recipe: Recipe
+    told: list
+    clips: Callable[[], tuple[Inputs, torch.Tensor]]
+    facts: dict
+
+
 def pretrain(name: str, options: dict, recipe: Recipe, device, progress: bool = False) -> tuple[dict, dict]:
     """(weights by name, what is recorded of them) of the network `name` trained on procedural clips.
 
     The clips are `CLIPS` of the six actions of `nlutils.video.procedural`, as many frames of the size that
     `recipe` says, their flow estimated as that of real clips. Nothing of it depends on a fold: the weights
-    are made once and kept in the cache under the digest of all that they depend on, the code included.
+    are made once and kept in the cache.
 
     Several processes may ask for the same: one makes it, the others wait. A killed one leaves a checkpoint
     behind its last full epoch, and the next goes on there. Processes that train together
     (`nlutils.study.distributed`) make it together.
     """
     recipe = pretraining_recipe(recipe)
-    digest = distributed.from_first(lambda: _digest(name, options, recipe, torch.device(device)))
-    path = cache_root() / "starts" / f"{name}-{digest[:12]}.pt"
+    own = open_clips("procedural", count=CLIPS, frames=recipe.frames + 1, size=recipe.resize, seed=SEED)
+
+    def clips():
+        with torch.device("meta"):
+            kinds = create_model(name, 2, **options).input
+        with distributed.machine_first():
+            inputs = prepare(own, recipe.frames, recipe.resize, flow="flow" in kinds)
+        return inputs, torch.arange(len(inputs))
+
+    facts = {"kind": "procedural", "source": own.source}
+    return _learnt(_Lesson(name, options, recipe, [CLIPS, SEED], clips, facts), device, progress)
+
+
+def pretrain_flat(
+    options: dict, recipe: Recipe, inputs: Inputs, fold, device, progress: bool = False
+) -> tuple[dict, dict]:
+    """(weights by name, what is recorded of them) of `frame_average`, trained on all folds but `fold`.
+
+    The recipe is that of the run which they are for, without what is of the test. Kept in the cache as the
+    weights of `pretrain` are.
+    """
+    recipe = recipe.replace(init="", test_flip=False)
+    lesson = _Lesson(
+        FLAT,
+        options,
+        recipe,
+        [inputs.digest, fold],
+        lambda: (inputs, inputs.split(fold)[0]),
+        {"kind": "inflated", "source": inputs.source},
+    )
+    return _learnt(lesson, device, progress)
+
+
+def _learnt(lesson: _Lesson, device, progress) -> tuple[dict, dict]:
+    digest = distributed.from_first(lambda: _digest(lesson, torch.device(device)))
+    path = cache_root() / "starts" / f"{lesson.name}-{digest[:12]}.pt"
     kept = distributed.from_first(lambda: _read(path, digest))
     if kept is None:
         with _one_at_a_time(path.with_suffix(".lock")):
             # Another may have made it while this one waited.
             kept = distributed.from_first(lambda: _read(path, digest))
-            kept = kept or _make(path, digest, name, options, recipe, device, progress)
+            kept = kept or _make(path, digest, lesson, device, progress)
     return kept["weights"], kept["record"]
 
 
-def _make(path, digest, name, options, recipe, device, progress) -> dict:
-    clips = open_clips("procedural", count=CLIPS, frames=recipe.frames + 1, size=recipe.resize, seed=SEED)
-    with seeded(recipe.seed):
-        model = create_model(name, len(clips.classes), **options).to(device)
-    kinds = (model.input,) if isinstance(model.input, str) else model.input
-    with distributed.machine_first():
-        inputs = prepare(clips, recipe.frames, recipe.resize, flow="flow" in kinds).to(device)
-    checkpoint, everything = path.with_suffix(".checkpoint"), torch.arange(len(inputs))
+def _make(path, digest, lesson, device, progress) -> dict:
+    inputs, train_on = lesson.clips()
+    with seeded(lesson.recipe.seed):
+        model = create_model(lesson.name, len(inputs.classes), **lesson.options).to(device)
+    inputs, checkpoint = inputs.to(device), path.with_suffix(".checkpoint")
     start, start_processor = time.perf_counter(), time.process_time()
-    losses = train(model, inputs, everything, recipe, checkpoint=checkpoint, progress=progress)
+    losses = train(model, inputs, train_on, lesson.recipe, checkpoint=checkpoint, progress=progress)
     record = {
-        "kind": "procedural",
+        **lesson.facts,
         "digest": digest,
-        "source": clips.source,
-        "clips": len(inputs),
-        "epochs": recipe.epochs,
+        "clips": len(train_on),
+        "epochs": lesson.recipe.epochs,
         "losses": [round(loss, 4) for loss in losses],
         "seconds": {
             "train": round(time.perf_counter() - start, 1),
@@ -113,9 +164,9 @@ def _make(path, digest, name, options, recipe, device, progress) -> dict:
     return kept
 
 
-def _digest(name, options, recipe, device) -> str:
+def _digest(lesson, device) -> str:
     where = provenance(device)
-    told = [name, options, recipe.settings(), CLIPS, SEED, distributed.count()]
+    told = [lesson.name, lesson.options, lesson.recipe.settings(), *lesson.told, distributed.count()]
     told += [where[key] for key in ("code", "versions", "machine")]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 

@@ -38,7 +38,8 @@ class Recipe:
                       times (drawn in training, the middle one in the test)
     flip              mirror half of the training clips (and the sign of their flow's dx)
     test_flip         average the test's class probabilities over each clip and its mirror image
-    init              where weights come from: "" (drawn), "procedural" or a file, see `nlutils.study.start`
+    init              where weights come from: "" (drawn), "procedural", "inflated" or a file, see
+                      `nlutils.study.start`
     precision         of the networks' arithmetic: "float32"; on a GPU "bfloat16" where autocast allows it
     compile           whether `torch.compile` compiles the training step
     seed              of weights, order, crops and dropout
@@ -81,7 +82,7 @@ class Recipe:
         for name in ("flip", "test_flip", "compile"):
             truth_value(name, getattr(self, name))
         if not isinstance(self.init, str):
-            raise ValueError(f"init={self.init!r} must be a text: '', 'procedural' or a file")
+            raise ValueError(f"init={self.init!r} must be a text: '', 'procedural', 'inflated' or a file")
         whole_number("warmup", self.warmup)
         whole_number("seed", self.seed)
         for name in ("resize", "size"):

@@ -4,6 +4,8 @@
 |--------------|-------------------------------------------------------------------------------------------|
 | ""           | are drawn                                                                                 |
 | "procedural" | were learnt on procedural clips by the same recipe, see `nlutils.study.pretraining`        |
+| "inflated"   | were learnt by `frame_average` on the same training clips, by the same recipe, and        |
+|              | inflated: for `c3d_small` and its relatives                                               |
 | a file       | of `keep_weights`: of this network, or of one whose inflation it is (Carreira and         |
 |              | Zisserman, CVPR 2017, section 2.4): `frame_average` into `c3d_small`, `c2d` into `i3d`    |
 |              | published, of `c2d`, `i3d` or `i3d_inception`: what `nlutils.exchange.load_checkpoint`    |
@@ -35,18 +37,19 @@ from nlutils.exchange.checkpoints.reading import numbers
 from nlutils.paths import project_root
 from nlutils.study import distributed
 from nlutils.study.inputs import Inputs
-from nlutils.study.pretraining import OWN_CLIPS, check_other_clips, pretrain
+from nlutils.study.pretraining import FLAT, OWN_CLIPS, check_other_clips, pretrain, pretrain_flat
 from nlutils.study.recipe import Recipe
 from nlutils.study.train import BLOCKS
 from nlutils.study.weights import read_kept
 from nlutils.torch.inflation import inflate_kernel, inflate_weights, resnet_names
-from nlutils.torch.models import create_model
+from nlutils.torch.models import create_model, model_options
 from nlutils.torch.models.resnet import C2D
+from nlutils.torch.models.small import C3DSmall
 from nlutils.video.cache import file_digest
 
 __all__ = ["Start", "begin", "check_start", "start_digest", "start_path"]
 
-PROCEDURAL = "procedural"
+PROCEDURAL, INFLATED = "procedural", "inflated"
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Start:
 
 def start_path(recipe: Recipe, fold) -> Path | None:
     """The file that a run of `recipe` on `fold` starts from; None when it is none. It need not exist."""
-    if recipe.init in ("", PROCEDURAL):
+    if recipe.init in ("", PROCEDURAL, INFLATED):
         return None
     folds = "+".join(map(str, [fold] if isinstance(fold, int) else fold))
     named = recipe.init.replace("{fold}", folds).replace("{seed}", str(recipe.seed))
@@ -74,7 +77,7 @@ def start_path(recipe: Recipe, fold) -> Path | None:
 def start_digest(recipe: Recipe, fold) -> str:
     """The SHA-256 of the file that a run starts from: what `Recipe.settings` do not tell.
 
-    "" when no file is named: drawn and procedural weights follow from the settings and the code. Raises
+    "" when no file is named: other weights follow from the settings and the code. Raises
     FileNotFoundError when the file is not there.
     """
     path = start_path(recipe, fold)
@@ -84,13 +87,18 @@ def start_digest(recipe: Recipe, fold) -> str:
 def check_start(model, name: str, recipe: Recipe, inputs: Inputs | None = None) -> None:
     """ValueError for first weights that the network `name` has no use for, or that know `inputs`.
 
-    That is a network that is only fitted, and the procedural clips of the seed of `pretraining`. Files are
-    read by `begin`.
+    That is a network that is only fitted, one that inflates none, and the procedural clips of the seed of
+    `pretraining`. Files are read by `begin`.
     """
     if recipe.init and not model.trains:
         raise ValueError(
             f"init={recipe.init!r}: {name} is fitted to all training clips at once, and has no first "
             "weights; leave init out"
+        )
+    if recipe.init == INFLATED and not isinstance(model, C3DSmall):
+        raise ValueError(
+            f"init={recipe.init!r}: {name} does not inflate {FLAT}; c3d_small and its relatives do, "
+            "and others take a file"
         )
     if recipe.init == PROCEDURAL and inputs is not None:
         check_other_clips(inputs)
@@ -108,9 +116,14 @@ def begin(
     check_start(model, name, recipe, inputs)
     if recipe.init == "":
         return Start({})
-    changing = _classifier(name, options)
+    changing, device = _classifier(name, options), next(model.parameters()).device
+    if recipe.init == INFLATED:
+        flat = {key: value for key, value in options.items() if key in model_options(FLAT)}
+        weights, record = pretrain_flat(flat, recipe, inputs, fold, device, progress)
+        done = inflate_weights(weights, model, rename=model.place_of, report=None)
+        drawn = _left_as_drawn(model, _read_as(INFLATED, done, {}), changing)
+        return Start({**record, "inflated": len(done.inflated), "drawn": drawn})
     if recipe.init == PROCEDURAL:
-        device = next(model.parameters()).device
         weights, record = pretrain(name, dict(options), recipe, device, progress)
         _write(model, {key: value for key, value in weights.items() if key not in changing})
         return Start({**record, "drawn": _modules(changing)}, (OWN_CLIPS,))
@@ -144,8 +157,8 @@ class _Read:
 def _existing(path, recipe) -> Path:
     if not path.is_file():
         raise FileNotFoundError(
-            f"init={recipe.init!r} is neither '' nor {PROCEDURAL!r}, and there is no file {path}; relative "
-            "paths start at the project's root"
+            f"init={recipe.init!r} is none of '', {PROCEDURAL!r} and {INFLATED!r}, and there is no file "
+            f"{path}; relative paths start at the project's root"
         )
     return path
 
