@@ -9,6 +9,9 @@ __all__ = ["add_predict", "add_study", "with_action"]
 
 _FORM = argparse.RawDescriptionHelpFormatter
 
+# Which clips are meant when none are named.
+_OTHERWISE = "those of the plan, else $NLUTILS_CLIPS, else auto"
+
 _STUDY = """\
 Train and test networks on clips, and print a table: accuracy with its interval, size, time, memory.
 
@@ -27,7 +30,7 @@ examples:
   nlutils study --data my_clips --set epochs=4 --fold 0 --name first_try
   nlutils study --data my_clips --model c3d_small --model c3d_small_non_local --jobs 2 --keep-weights
   nlutils study table my_clips --root build/results
-  nlutils study run core8 --data core8 --part architectures --jobs 2"""
+  nlutils study run core8 --part architectures --jobs 2"""
 
 _CHOOSE = """\
 For every two folds, each candidate is trained on the three others and tested on both. For a fold K, the
@@ -74,7 +77,8 @@ def add_study(commands) -> None:
     run = actions.add_parser(
         "run",
         parents=[_options()],
-        help="the same for clips and a name of your choice, recorded in data/results",
+        help="a planned study (core8, procedural, same_pattern), or the same for clips and a name of your "
+        "choice, recorded in data/results",
         epilog=_STUDY_EXAMPLES,
         formatter_class=_FORM,
     )
@@ -93,7 +97,9 @@ def add_study(commands) -> None:
         formatter_class=_FORM,
     )
     choose.add_argument("study", metavar="STUDY", help="recorded in ROOT/STUDY-choice")
-    choose.add_argument("--data", metavar="FOLDER", help="clips ($NLUTILS_CLIPS, else auto)")
+    choose.add_argument(
+        "--data", metavar="FOLDER", help="clips (of the plan, else $NLUTILS_CLIPS, else auto)"
+    )
     choose.add_argument("--family", action="append", dest="families", metavar="NAME",
                         help="a network whose candidates are tried; may be repeated (all)")  # fmt: skip
     choose.add_argument("--jobs", type=count, default=1, metavar="N", help="runs at a time (1)")
@@ -112,12 +118,8 @@ def _options(named: bool = False) -> argparse.ArgumentParser:
     """What both ways to run a study can be told; with `named` the study has a name unless given one."""
     shared = argparse.ArgumentParser(add_help=False)
     add = shared.add_argument
-    known = "core8, jhmdb21, procedural or auto"
-    add(
-        "--data",
-        metavar="FOLDER",
-        help=f"clips; or {known}" + ("" if named else " ($NLUTILS_CLIPS, else auto)"),
-    )
+    known = "clips; or core8, jhmdb21, procedural or auto"
+    add("--data", metavar="FOLDER", help=known if named else f"{known} ({_OTHERWISE})")
     if named:
         add("--name", help="the study's name (the folder's)")
     add("--model", dest="models", action="append", metavar="NAME",

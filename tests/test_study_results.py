@@ -317,6 +317,17 @@ def test_every_row_of_the_plan_can_be_made_and_belongs_to_a_part():
         rows_of(["c4d"])
 
 
+def test_a_row_that_begins_with_other_weights_stands_in_the_table(tmp_path):
+    """What the plan changes in a row is no reason to keep it apart."""
+    write_run(a_run([True, False]), tmp_path)
+    recipe = {**a_run([True]).recipe, "init": "inflated"}
+    write_run(replace(a_run([True, True], row="i3d"), recipe=recipe), tmp_path)
+    assert "| 3D, inflated from frame averaging" in readme_table("trial", tmp_path)
+    write_run(replace(a_run([True, True], row="cnn_rnn"), recipe=recipe), tmp_path)
+    with pytest.raises(ValueError, match="differ in their recipe, clips or folds"):
+        readme_table("trial", tmp_path)
+
+
 def test_rows_that_are_not_comparable_make_no_readme_table(tmp_path):
     for row, fold in (("c3d_small", 0), ("c3d_small", 1), ("cnn_rnn", 0)):
         write_run(a_run([True, False], row=row, fold=fold), tmp_path)

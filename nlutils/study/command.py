@@ -33,8 +33,13 @@ def study_named(options, settings: dict) -> int:
 
     A study of the plan brings its clips, settings and parts along, unless --data names other clips.
     """
-    planned = STUDIES.get(options.study) if options.data is None else None
-    return _study(options.study, options, settings, options.root or results_root(), planned)
+    return _study(options.study, options, settings, options.root or results_root(), _planned(options))
+
+
+def _planned(options) -> Study:
+    """The study of the plan that the options name; one of the clips of --data, when they name some."""
+    asked = Study(options.data, ())
+    return asked if options.data else STUDIES.get(options.study, asked)
 
 
 def study_clips(options, settings: dict) -> int:
@@ -42,7 +47,7 @@ def study_clips(options, settings: dict) -> int:
     if options.data is None:
         raise ValueError("study: give a folder of clips, --data FOLDER; or an action: run, table, readme")
     name = options.name or _name_of(options.data)
-    return _study(name, options, settings, options.root or own_results_root())
+    return _study(name, options, settings, options.root or own_results_root(), Study(options.data, ()))
 
 
 def print_table(study: str, root=None) -> int:
@@ -51,9 +56,8 @@ def print_table(study: str, root=None) -> int:
     return 0
 
 
-def _study(study, options, settings, root, planned: Study | None = None) -> int:
+def _study(study, options, settings, root, planned: Study) -> int:
     check_name("study", study)
-    planned = planned or Study(options.data, ())
     recipe = _recipe({**planned.recipe, **settings}, options.init)
     folds = _folds(planned.clips, options.folds)
     wanted = _wanted(options, settings, planned.parts)
@@ -136,13 +140,15 @@ def choose_settings(options) -> int:
     families = {
         name: CANDIDATES[one_of("family", name, CANDIDATES)] for name in options.families or CANDIDATES
     }
-    study = f"{check_name('study', options.study)}-choice"
-    pairs(_folds(options.data, None))  # refuses too few of them before clips are decoded
-    clips = catalogue.open_clips(options.data)
+    study, planned = f"{check_name('study', options.study)}-choice", _planned(options)
+    recipe = Recipe().replace(**planned.recipe)
+    pairs(_folds(planned.clips, None))  # refuses too few of them before clips are decoded
+    clips = catalogue.open_clips(planned.clips, **planned.options)
     left_out = pairs({clip.fold for clip in clips.clips})
     for family, candidates in families.items():
         rows = {f"{family}-{name}": entry for name, entry in candidates.items()}
-        found = by_row(run_study(study, rows, left_out, clips=clips, jobs=options.jobs, root=root))
+        done = run_study(study, rows, left_out, clips=clips, recipe=recipe, jobs=options.jobs, root=root)
+        found = by_row(done)
         # Of equal candidates the first is chosen: the order is theirs.
         print(choice_table({row: found[row] for row in rows}))
     return 0

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from nlutils.paths import atomic_path, project_root, results_root
 from nlutils.study.figures import comparison_figure, describe
-from nlutils.study.plan import PARTS
+from nlutils.study.plan import PARTS, ROWS
+from nlutils.study.recipe import Recipe
 from nlutils.study.results import read_runs
 from nlutils.study.tables import architectures_table, difference_table, markdown_table, summarise
 
@@ -26,7 +27,7 @@ def readme_table(study: str = "core8", root=None) -> str:
     shown = planned or runs
     rows = summarise(shown)
     first = shown[0]
-    settings = {json.dumps([{**run.recipe, "seed": 0}, run.data["source"]]) for run in shown}
+    settings = {json.dumps([_common(run), run.data["source"]], sort_keys=True) for run in shown}
     tested = {row.row: sorted((run.fold, run.seed) for run in shown if run.row == row.row) for row in rows}
     folds = {tuple(sorted({fold for fold, _ in cells})) for cells in tested.values()}
     if len(settings) > 1 or len(folds) > 1:
@@ -80,6 +81,13 @@ def write_readme_table(study: str = "core8", readme=None, root=None) -> str:
     with atomic_path(readme) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return text
+
+
+def _common(run) -> dict:
+    """The recipe of a run, but for the seed and for what the plan changes in its row."""
+    usual = Recipe().settings()
+    own = {"seed", *(ROWS[run.row].recipe if run.row in ROWS else ())}
+    return {**usual, **run.recipe, **{name: usual[name] for name in own}}
 
 
 def _seeds(rows) -> str:
