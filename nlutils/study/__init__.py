@@ -32,6 +32,7 @@ from nlutils.study.tables import (
     difference_table,
     differences,
     markdown_table,
+    points,
     summarise,
     time_table,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "multiply_adds",
     "pairs",
     "parameters",
+    "points",
     "predict",
     "prepare",
     "provenance",

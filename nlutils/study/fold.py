@@ -8,6 +8,7 @@ import torch
 from nlutils.study import cost
 from nlutils.study.evaluate import evaluate
 from nlutils.study.inputs import Inputs
+from nlutils.study.maps import map_statistics
 from nlutils.study.outcome import clips_seen, outcome
 from nlutils.study.provenance import provenance
 from nlutils.study.recipe import Recipe
@@ -83,6 +84,7 @@ def run_fold(
         options=options,
         provenance=source,
         start=begun.record,
+        maps=map_statistics(model, inputs, test_on, recipe),
     )
     if keep is not None:
         keep_weights(keep, model, result, [*begun.seen, *clips_seen(inputs, train_on)])

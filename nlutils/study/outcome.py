@@ -45,7 +45,7 @@ def outcome(
     trained  seconds that the training took, on the wall and of processor time
     scores   a function of the order of time: the logits of the test clips, (clips, num_classes)
     measure  a function that returns the cost
-    facts    the other fields of a `Run`: study, model, options, provenance, start, framework
+    facts    the other fields of a `Run`: study, model, options, provenance, start, framework, maps
     """
     train_on, test_on = inputs.split(fold)
     watch = Stopwatch()

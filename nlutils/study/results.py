@@ -34,7 +34,7 @@ class Run:
     `fold` is a list where several were left out together. `views[time][i]` is the class that the trained
     network names for the clip `names[i]` when its steps come in that order. `start` says where its first
     weights came from, as `nlutils.study.start.Start.record`; {} where they were drawn. `framework` trained
-    it: "torch" or "keras".
+    it: "torch" or "keras". `maps` are statistics of its blocks' maps (`nlutils.study.maps`).
     """
 
     study: str
@@ -60,6 +60,7 @@ class Run:
     views: dict = field(default_factory=dict)
     start: dict = field(default_factory=dict)
     framework: str = "torch"
+    maps: dict = field(default_factory=dict)
 
     @property
     def right(self) -> np.ndarray:

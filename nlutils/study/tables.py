@@ -19,6 +19,7 @@ __all__ = [
     "difference_table",
     "differences",
     "markdown_table",
+    "points",
     "summarise",
     "time_table",
     "title_of",
