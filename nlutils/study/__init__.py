@@ -33,6 +33,7 @@ from nlutils.study.tables import (
     differences,
     markdown_table,
     points,
+    same_cells,
     summarise,
     time_table,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "rows_of",
     "run_fold",
     "run_study",
+    "same_cells",
     "seeded",
     "summarise",
     "time_table",

@@ -284,6 +284,12 @@ CANDIDATES = {
         "differences": Entry("c3d_small", {"input": "differences"}),
         "smoothed": Entry("c3d_small", {}, {"label_smoothing": 0.1}),
         "long": Entry("c3d_small", {}, {"epochs": 48}),
+        "pretrained": Entry("c3d_small", {}, {"init": "procedural"}),
+        "all": Entry(
+            "c3d_small",
+            {},
+            {"epochs": 48, "init": "procedural", "label_smoothing": 0.1, "test_flip": True},
+        ),
         "wide": Entry("c3d_small", {"widths": [24, 48, 96, 192]}),
         "slow": Entry("c3d_small", {}, {"lr": 2.5e-3}),
     },
@@ -297,5 +303,6 @@ CANDIDATES = {
         "slow_blocks": _candidate({"block_lr": 0.2}),
         "fast_blocks": _candidate({"block_lr": 3.0}),
         "smoothed": _candidate({"label_smoothing": 0.1}),
+        "long": _candidate({"epochs": 48}),
     },
 }

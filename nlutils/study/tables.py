@@ -20,6 +20,7 @@ __all__ = [
     "differences",
     "markdown_table",
     "points",
+    "same_cells",
     "summarise",
     "time_table",
     "title_of",
