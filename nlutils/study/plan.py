@@ -161,6 +161,11 @@ _PRETRAINED = {
     for row, title in (("c3d_small", "3D"), ("c3d_small_non_local", "3D + blocks"))
 }
 
+_LONGER = {
+    f"{row}-long": Entry(row, {}, {"epochs": 48}, title=f"{title}, 48 epochs")
+    for row, title in (("c3d_small", "3D"), ("c3d_small_non_local", "3D + blocks"))
+}
+
 ROWS = {
     **_ONE_STREAM,
     **{
@@ -173,6 +178,7 @@ ROWS = {
     **_RELATIONS,
     **_KERAS,
     **_PRETRAINED,
+    **_LONGER,
 }
 
 
@@ -221,6 +227,11 @@ PARTS = {
         ("c3d_small", "c3d_small_non_local", *_PRETRAINED),
         "c3d_small",
     ),
+    "longer": Part(
+        "twice as many epochs",
+        ("c3d_small", "c3d_small_non_local", *_LONGER),
+        "c3d_small",
+    ),
     "networks": Part("five small networks", tuple(SMALL_MODELS)),
     "relations": Part(
         "do two far-apart places show the same?",
@@ -246,7 +257,7 @@ class Study:
 
 
 STUDIES = {
-    "core8": Study("core8", ("architectures", "controls", "time", "blocks", "keras", "pretrained")),
+    "core8": Study("core8", ("architectures", "controls", "time", "blocks", "keras", "pretrained", "longer")),
     "procedural": Study(
         "procedural", ("networks",), recipe={"epochs": 6, "resize": (48, 48), "size": (40, 40)}
     ),
