@@ -5,25 +5,19 @@ import pytest
 
 from nlutils.course.sources import lift
 from nlutils.paths import project_root, results_root
-from nlutils.study import Interval, Recipe, bootstrap, by_row, read_runs, readme_table, rows_of
+from nlutils.study import STUDIES, Interval, Recipe, bootstrap, by_row, read_runs, readme_table, rows_of
 from nlutils.study.fold import full_options
 from nlutils.study.grid import entries
-from nlutils.torch.models.small import SMALL_MODELS
 
-STUDIES = ("core8", "procedural")
-RECIPES = {
-    "core8": Recipe(),
-    "procedural": Recipe(epochs=6, resize=(48, 48), size=(40, 40)),
-}
+RECIPES = {name: Recipe().replace(**study.recipe) for name, study in STUDIES.items()}
 
 
-@pytest.fixture(scope="module", params=STUDIES)
+@pytest.fixture(scope="module", params=list(STUDIES))
 def runs(request):
     return read_runs(request.param)
 
 
 def test_every_row_is_tested_on_every_fold_with_each_of_its_seeds(runs):
-    assert set(SMALL_MODELS) <= {run.row for run in runs}
     for row, mine in by_row(runs).items():
         seeds = sorted({run.seed for run in mine})
         assert sorted((run.seed, run.fold) for run in mine) == [(s, k) for s in seeds for k in range(5)], row
@@ -70,12 +64,12 @@ def test_the_readme_shows_what_is_recorded():
 def test_files_are_small():
     for study in STUDIES:
         for path in (results_root() / study).glob("*.json"):
-            assert path.stat().st_size < 60_000, path.name
+            assert path.stat().st_size < 120_000, path.name  # of 1,600 clips; those of core8 are a tenth
 
 
 def test_the_bootstrap_of_notebook_18_is_that_of_the_package(runs):
     by_hand = lift("18_comparison", "bootstrap")
-    mine = [run for run in runs if run.row == "c3d_small"]
+    mine = [run for run in runs if (run.row, run.seed) == (runs[0].row, 0)]
     groups = [group for run in mine for group in run.groups]
     right = np.concatenate([run.right for run in mine]).astype(float)
     expected = bootstrap(groups, right, draws=200, seed=3)
