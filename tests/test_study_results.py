@@ -21,6 +21,7 @@ from nlutils.study import (
     interval,
     late_fusion,
     markdown_table,
+    points,
     read_runs,
     readme_table,
     rows_of,
@@ -278,7 +279,9 @@ def test_a_seed_that_is_not_complete_is_compared_on_its_own_folds():
     ]
     row = "c3d_small_uniform"
     runs += [a_run([1], row, fold, seed) for fold, seed in ((0, 0), (1, 0), (1, 1))]
-    assert "| 100 % (100 to 100) | +0 (+0 to +0) |" in difference_table(runs, part).splitlines()[3]
+    assert (
+        "| 100 % (100 to 100) | 100, 100 % | +0 (+0 to +0) |" in difference_table(runs, part).splitlines()[3]
+    )
     with pytest.raises(ValueError, match="c3d_small_uniform and c3d_small were run on no fold with the same"):
         difference_table([a_run([1]), a_run([1], row, seed=1)], part)
 
@@ -293,6 +296,13 @@ def test_rates_count_what_was_seen_in_the_time_that_it_took():
     assert summarise([both])[0].train_rate == 2.5
     gpu = replace(run, provenance={"machine": {"gpu": "a GPU"}})
     assert summarise([gpu])[0].test_rate == pytest.approx(5 / 9)
+
+
+def test_a_limit_close_to_zero_keeps_its_side():
+    assert points(Interval(-0.04, -0.08, -0.012)) == "-4 (-8 to -1)"
+    assert points(Interval(-0.04, -0.08, -0.0048)) == "-4.0 (-8.0 to -0.5)"
+    assert points(Interval(0.05, -0.0036, 0.112)) == "+5.0 (-0.4 to +11.2)"
+    assert points(Interval(0.0, 0.0, 0.0)) == "+0 (+0 to +0)"
 
 
 def test_other_orders_of_time_have_a_column_each():
@@ -342,7 +352,9 @@ def test_the_readme_is_written_from_the_records(tmp_path):
     readme.write_text("before\n<!-- comparison: by x -->\nold\n<!-- /comparison -->\nafter\n")
     text = write_readme_table("trial", readme, tmp_path)
     page = readme.read_text()
-    assert page.startswith("before\n<!-- comparison: by x -->\n| architecture | published input | on flow |")
+    assert page.startswith(
+        "before\n<!-- comparison: by x -->\n| architecture | own input | on flow | seeds |"
+    )
     assert page.endswith("<!-- /comparison -->\nafter\n")
     assert "\nold\n" not in page
     assert "noise; 2 clips" in text

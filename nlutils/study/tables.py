@@ -109,6 +109,10 @@ def _train_rate(run):
     return _rate(run, "train", run.data.get("train", 0) * max(len(run.losses), 1))
 
 
+def _folds(row: Row) -> str:
+    return f"{100 * row.lowest_fold:.0f}, {100 * row.highest_fold:.0f} %"
+
+
 def _costs(row: Row) -> list[str]:
     return [
         f"{row.parameters / 1e3:.0f} k" if row.parameters else "–",
@@ -119,19 +123,20 @@ def _costs(row: Row) -> list[str]:
     ]
 
 
+FOLDS = "runs from, to"
 COSTS = ["weights", "multiply-adds", "clips/s in training", "clips/s in test", "training memory"]
 
 
 def markdown_table(rows: list[Row]) -> str:
     """The rows as a Markdown table: accuracy with its 95 % interval, the folds' range, and the cost."""
     return _table(
-        ["architecture", "input", "accuracy (95 % interval)", "folds from, to", *COSTS],
+        ["architecture", "input", "accuracy (95 % interval)", FOLDS, *COSTS],
         [
             [
                 row.title,
                 row.input,
                 str(row.accuracy),
-                f"{100 * row.lowest_fold:.0f}, {100 * row.highest_fold:.0f} %",
+                _folds(row),
                 *_costs(row),
             ]
             for row in rows
@@ -141,9 +146,10 @@ def markdown_table(rows: list[Row]) -> str:
 
 
 def architectures_table(rows: list[Row]) -> str:
-    """A line an architecture: accuracy with its published input, accuracy on flow, and the cost.
+    """A line an architecture: accuracy with its own input, accuracy on flow, seeds, and the cost.
 
-    Networks of several streams have one input, the published one. Costs are those of the row on flow.
+    A network's own input is the one that it was published with; networks of several streams have no other.
+    Costs and seeds are those of the row on flow.
     """
     at = {row.row: row for row in rows}
     lines = []
@@ -158,10 +164,11 @@ def architectures_table(rows: list[Row]) -> str:
                 row.title,
                 f"{as_published.input}: {as_published.accuracy}" if as_published else "–",
                 "–" if elsewhere else str(row.accuracy),
+                str(row.seeds),
                 *_costs(row),
             ]
         )
-    return _table(["architecture", "published input", "on flow", *COSTS], lines, left=1)
+    return _table(["architecture", "own input", "on flow", "seeds", *COSTS], lines, left=1)
 
 
 def differences(runs: Iterable[Run], part: Part) -> list[tuple[Row, Interval | None]]:
@@ -186,17 +193,18 @@ def differences(runs: Iterable[Run], part: Part) -> list[tuple[Row, Interval | N
 
 def difference_table(runs: Iterable[Run], part: Part) -> str:
     """A line a row of `part`: its accuracy, and how far it is above `part.reference`; see `differences`."""
-    lines = [
-        [
-            row.title,
-            str(row.seeds),
-            str(row.accuracy),
-            "–" if gain is None else points(gain),
-            *_costs(row)[:2],
-        ]
-        for row, gain in differences(runs, part)
+    lines = []
+    for row, gain in differences(runs, part):
+        shown = "–" if gain is None else points(gain)
+        lines.append([row.title, str(row.seeds), str(row.accuracy), _folds(row), shown, *_costs(row)[:2]])
+    heads = [
+        "row",
+        "seeds",
+        "accuracy (95 % interval)",
+        FOLDS,
+        f"minus {title_of(part.reference)}",
+        *COSTS[:2],
     ]
-    heads = ["row", "seeds", "accuracy (95 % interval)", f"minus {title_of(part.reference)}", *COSTS[:2]]
     return _table(heads, lines, left=1)
 
 
@@ -209,10 +217,13 @@ def same_cells(a: list[Run], b: list[Run]) -> tuple[list[Run], list[Run]]:
 
 
 def points(difference: Interval) -> str:
-    """A difference in percentage points with its interval: `-6 (-13 to +1)`."""
-    return "{:+.0f} ({:+.0f} to {:+.0f})".format(
-        *(100 * value + 0.0 for value in (difference.value, difference.low, difference.high))
-    )
+    """A difference in percentage points with its interval: `-6 (-13 to +1)`.
+
+    With one decimal where a limit would be rounded to 0, so that its side of 0 is seen.
+    """
+    values = [100 * value + 0.0 for value in (difference.value, difference.low, difference.high)]
+    digits = 1 if any(0 < abs(limit) < 0.5 for limit in values[1:]) else 0
+    return "{:+.{d}f} ({:+.{d}f} to {:+.{d}f})".format(*values, d=digits)
 
 
 def time_table(runs: Iterable[Run]) -> str:
