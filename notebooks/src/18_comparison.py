@@ -52,8 +52,8 @@ if profile != "gpu":
 # ## 1 · The question
 #
 # Somebody claps, jumps, sits down, swings a bat. Which kind of network tells these actions apart best, when
-# all get the same clips, the same small size and the same 24 passes over them? Do non-local blocks help? And
-# if they do, is it because they look far? We ask small: 296 real clips of 8 actions, channels 16-32-64-128,
+# all get the same small clips and, trajectories aside, 24 passes over them? Do non-local blocks help? And
+# if they do, is it because they look far? Our test is small: 296 real clips of 8 actions, channels 16-32-64-128,
 # every number recorded with its code and settings.
 #
 # | family | where time enters |
@@ -154,8 +154,7 @@ print(f"all folds: {right.sum():.0f} of {len(right)}, {100 * right.mean():.1f} %
 assert max(run.accuracy for run in rows) - min(run.accuracy for run in rows) > 0.3
 
 # %% [markdown]
-# Folds 3 and 4 differ by more than 30 percentage points. How far could all five together be off? Imagine the
-# study repeated with other films. We cannot do that, but we can draw from the films we have, with
+# Folds 3 and 4 differ by more than 30 percentage points. How far off could all five be? Imagine these networks tested on other films. We cannot do that, but we can draw from the films we have, with
 # replacement, as many as there are: some come twice, some not at all. That is the bootstrap. One such draw
 # $G^*$ of sources gives
 #
@@ -170,10 +169,8 @@ def bootstrap(groups, values, draws=10_000, seed=0):
     r = np.array([sum(v for v, group in zip(values, groups, strict=True) if group == g) for g in sources])
     n = np.array([sum(group == g for group in groups) for g in sources])
     rng = np.random.default_rng(seed)
-    a = np.zeros(draws)
     drawn = rng.integers(0, len(sources), size=(draws, len(sources)))
-    for k in range(draws):
-        a[k] = r[drawn[k]].sum() / n[drawn[k]].sum()
+    a = r[drawn].sum(axis=1) / n[drawn].sum(axis=1)
     low, high = np.percentile(a, [2.5, 97.5])
     return r.sum() / n.sum(), low, high
 
@@ -199,7 +196,7 @@ print(
     f"drawing clips:   {clip_by_clip[1]:.3f} to {clip_by_clip[2]:.3f}, width {clip_by_clip[2] - clip_by_clip[1]:.3f}"
 )
 print(f"drawing sources: {by_hand[1]:.3f} to {by_hand[2]:.3f}, width {by_source:.3f}")
-assert by_source > clip_by_clip[2] - clip_by_clip[1]
+assert 0.6 < (clip_by_clip[2] - clip_by_clip[1]) / by_source < 0.72
 
 # %% [markdown] tags=["explain"]
 # Narrower by a third, and wrongly so: the clips of one film tend to be right or wrong together, and ten such
@@ -220,14 +217,10 @@ assert by_source > clip_by_clip[2] - clip_by_clip[1]
 # %%
 def paired(runs_a, runs_b):
     """The mean of d_i and its 95 % interval, the same sources drawn for both networks."""
-    a, b = (
-        {n: ok for run in mine for n, ok in zip(run.names, run.right, strict=True)}
-        for mine in (runs_a, runs_b)
-    )
-    group_of = {n: g for run in runs_a for n, g in zip(run.names, run.groups, strict=True)}
-    names = sorted(a)
-    assert names == sorted(b)
-    return bootstrap([group_of[n] for n in names], [float(a[n]) - float(b[n]) for n in names])
+    assert [run.names for run in runs_a] == [run.names for run in runs_b]
+    a, b = (np.concatenate([run.right for run in mine]).astype(float) for mine in (runs_a, runs_b))
+    groups = np.concatenate([run.groups for run in runs_a])
+    return bootstrap(groups.tolist(), (a - b).tolist())
 
 
 flat, solid = first["frame_average"], first["c3d_small"]
@@ -243,10 +236,12 @@ assert high < -0.03  # that of the difference does not hold 0
 # %% [markdown]
 # ## 5 · The table
 #
-# The two intervals overlap, and yet the difference is clear. From here on comparisons are paired.
+# That two intervals overlap proves nothing: the difference has an interval of its own. From here on comparisons
+# are paired.
 #
-# Now all architectures. Each has up to two accuracies: with the input that it was published with, and with
-# flow, the same for all. Rates are clips a second of one processor, and noisy.
+# Now the architectures that are recorded: with the input that each was published with, and with flow, the same
+# for all. Rows have one or three seeds; differences use those that both rows have. Rates are clips a second of
+# one processor, and noisy.
 
 # %% [markdown] tags=["predict"]
 # Write down your order first. Does an LSTM beat the mean over steps? Do 3D convolutions
@@ -273,6 +268,7 @@ for a, b in (
     ("idt", "c3d_small"),
     ("two_stream_3d-motion", "c3d_small"),
     ("c2d_non_local", "frame_average"),
+    ("c2d_non_local", "c3d_small"),
 ):
     print(f"{a:20} - {b:13} {study.points(minus(a, b))} percentage points")
 
@@ -280,21 +276,20 @@ assert minus("c3d_small", "c3d_small-rgb").low > 0.2
 assert minus("c3d_small", "cnn_rnn").low > 0
 for a, b in (("cnn_rnn", "frame_average"), ("idt", "c3d_small"), ("two_stream_3d-motion", "c3d_small")):
     assert minus(a, b).low < 0 < minus(a, b).high
-assert minus("c2d_non_local", "frame_average").high < 0.05
+assert minus("c2d_non_local", "c3d_small").high < 0
 
 # %% [markdown] tags=["explain"]
-# Flow is worth 35 points to the 3D network: from so few clips it cannot learn to find motion in colours. 3D
-# convolutions are clearly above the LSTM; the LSTM's lead over the mean may be chance. Improved dense
-# trajectories, which learn no features, are not behind. A second stream, of differences, adds nothing to flow.
-# And in a 2D network, where two non-local blocks are all that brings steps together, they do not stand in for
-# convolution in time.
+# Flow is worth 35 points to the 3D network; so few clips seem not to teach it motion from colours. 3D
+# convolutions are clearly above the LSTM; the LSTM's lead over the mean may be chance. Trajectories are not
+# behind. A second stream, of differences, adds nothing clear to flow. And in a 2D network, where two non-local
+# blocks are all that brings steps together, they do not stand in for convolution in time.
 
 # %% [markdown]
 # ## 6 · Do the blocks help, and is it because they look far?
 #
 # `c3d_small_non_local` is `c3d_small` with two of notebook 05's embedded Gaussian blocks: after stage 2, 1,120
 # positions look at 280 pooled ones; after stage 3, 140 at 24. Both networks were trained with three seeds:
-# other first weights, another order of clips, other crops.
+# other first weights, order of clips and crops.
 
 # %% [markdown] tags=["predict"]
 # With blocks minus without, percentage points: above zero or below? And which of the two has the smaller
@@ -318,14 +313,13 @@ assert all(gain.value < 0 for gain in gains)
 assert max(spread) - min(spread) > 0.04
 
 # %% [markdown] tags=["explain"]
-# Below, with every seed. One and the same network, trained three times, differs by 4 points and more: whoever
-# trains once cannot see a difference of that size. Rounding is enough for it: an earlier recording of seed 0, equal
-# but for the order in which numbers lie in memory, had `c3d_small` 3 points higher.
+# Below, with every seed. One and the same network, trained three times, differs by up to 4 points: one
+# training cannot show a difference of that size. The training losses hardly differ.
 #
-# So what do their maps do? Each run with a softmax map records two numbers on its test clips. *Effective
-# positions*: $e$ to the power of a row's entropy, 1 where all weight lies on one position, $M$ where it is
-# spread evenly. *Apart*: half of $\sum_j |w_{ij} - \bar w_j|$, where $\bar w$ is the mean row of the clip; 0
-# where all positions look at the same, whoever asks.
+# So what do the maps do? Most runs recorded two numbers a map, from 16 positions of each test clip. *Effective
+# positions*: $e$ to the power of the entropy of a position's weights $w_{ij}$, 1 where all weight lies on one of the $M$ keys, $M$
+# where it is spread evenly. *Apart*: half of $\sum_j |w_{ij} - \bar w_j|$, where $\bar w$ is the clip's mean
+# over $i$; 0 where all positions look at the same, whoever asks.
 
 # %%
 for row in ("c3d_small_non_local", "nl-scaled"):
@@ -334,7 +328,7 @@ for row in ("c3d_small_non_local", "nl-scaled"):
         keys = maps[0][block]["keys"]
         effective, apart = (np.array([m[block][what] for m in maps]) for what in ("effective", "apart"))
         print(
-            f"{row:19} stage {stage}: {effective.min():5.1f} to {effective.max():5.1f} of {keys:3} positions count; "
+            f"{row:19} {len(maps):2} runs, stage {stage}: {effective.min():5.1f} to {effective.max():5.1f} of {keys:3} positions count; "
             f"apart {apart.min():.2f} to {apart.max():.2f}, median {np.median(apart):.2f}"
         )
         assert np.median(apart) < 0.3
@@ -347,8 +341,8 @@ print(f"nl-scaled - c3d_small: {study.points(minus('nl-scaled', 'c3d_small'))} p
 # %% [markdown] tags=["explain"]
 # What the first map becomes is a matter of luck: in one run a few positions count, in another most. In the
 # second it is one or two: the logits $\theta_i^T \phi_j$, sums over 32 channels, are so large that the softmax
-# takes little more than the maximum. Divided by $\sqrt d$, as in
-# self-attention (`nl-scaled`), the first map is spread over most positions. But it hardly matters who asks: the
+# takes little more than the maximum. Divided by $\sqrt d$, as in self-attention (`nl-scaled`),
+# the first map is spread over most positions, with no clear gain. But it mostly matters little who asks: the
 # first block hands nearly the same summary of the clip to every place. Cao and others (2019) found such maps in
 # large networks.
 #
@@ -359,7 +353,7 @@ print(f"nl-scaled - c3d_small: {study.points(minus('nl-scaled', 'c3d_small'))} p
 # |:--|:--|
 # | uniform average | the choice: the map is $1/M$ everywhere |
 # | window of 3 x 3 x 3 | the distance: it looks at its neighbours only |
-# | convolution | the comparison: about as many weights in one more convolution |
+# | convolution | the comparison: no more weights, in one more convolution |
 #
 # The window looks at unpooled keys, so the block without sub-sampling stands beside it. **A gain that a control
 # shows, too, is not credited to non-locality.**
@@ -370,19 +364,25 @@ controls = study.PARTS["controls"]
 display(Markdown(study.difference_table(every, controls)))
 fig = study.difference_figure(every, controls)
 plots.show(fig, study.describe_differences(every, controls))
-map_less = minus("c3d_small_non_local", "c3d_small_uniform")
-convolved = minus("c3d_small_non_local", "c3d_small_convolution")
-print(
-    f"the map - its uniform average: {study.points(map_less)}; the map - a convolution: {study.points(convolved)}"
-)
-assert convolved.high < 0
-assert map_less.value < 0
+for a, b in (
+    ("c3d_small_non_local", "c3d_small_uniform"),
+    ("c3d_small_non_local", "c3d_small_convolution"),
+    ("c3d_small_window", "nl-all_keys"),
+):
+    print(f"{a:19} - {b:21} {study.points(minus(a, b))}")
+    by_seed = []
+    for seed in sorted({run.seed for run in runs[a]} & {run.seed for run in runs[b]}):
+        mine, other = ([run for run in runs[row] if run.seed == seed] for row in (a, b))
+        by_seed.append(study.difference_interval(mine, other).value)
+    print(f"{'':19}   seed by seed:         {' '.join(f'{100 * value:+.1f}' for value in by_seed)}")
 assert minus("c3d_small_uniform", "c3d_small").low < 0 < minus("c3d_small_uniform", "c3d_small").high
+assert minus("c3d_small_non_local", "c3d_small_uniform").high < 0
+assert minus("c3d_small_window", "nl-all_keys").low > 0
 
 # %% [markdown] tags=["explain"]
-# Without the choice the block does no harm: the map costs, not the weights around it. As many weights in a
-# convolution do better than the map, too, and the block that may look only at its neighbours stands higher than
-# the one that may look anywhere. A choice among 280 positions is one more thing to learn from 240 clips.
+# With the average in its place the block does no harm that shows: it is the map that costs, with every seed. The
+# convolution's lead over the map hangs on the seed. And the block that may look only at its neighbours stands
+# above the one that may look anywhere (one seed). Looking far is not what these networks lack.
 
 # %% [markdown]
 # ## 7 · What is left of time
@@ -395,15 +395,15 @@ assert minus("c3d_small_uniform", "c3d_small").low < 0 < minus("c3d_small_unifor
 
 # %%
 display(Markdown(study.difference_table(every, study.PARTS["time"])))
+print(f"shuffled - one step: {study.points(minus('c3d_small-shuffled', 'c3d_small-one_step'))}")
 assert minus("c3d_small-one_step", "c3d_small").high < -0.2
 assert minus("c3d_small-shuffled", "c3d_small").high < 0
 assert minus("c3d_small-reversed", "c3d_small").low < 0 < minus("c3d_small-reversed", "c3d_small").high
 
 # %% [markdown] tags=["explain"]
-# Backwards costs nothing: trained on films that run backwards, a network learns those. One field alone costs half
-# of the accuracy, the order of the fields 11 points: most of the gain lies in having many of them.
-
-# %% [markdown]
+# Backwards costs nothing that shows: trained on films that run backwards, a network learns those. The order of
+# the fields is worth 11 points to the network without blocks; having many fields, in any order, 22.
+#
 # And a network that was *trained* on clips as they are, when a test clip comes in another order?
 
 # %%
@@ -415,7 +415,7 @@ for run in runs["c2d_non_local"]:
 # %% [markdown]
 # The 3D network relies on the order that it has learnt. The 2D network with blocks names the same class for
 # every clip when its steps are shuffled: a block sums over positions, and a sum does not know their order
-# (notebook 08).
+# (notebook 08). *Reversed* also turns the arrows round.
 #
 # ## 8 · Where far places decide
 #
@@ -435,8 +435,7 @@ plots.show(
 )
 
 # %% [markdown] tags=["predict"]
-# A 2D network whose stages see at most 37 of 56 columns, with nothing, with two non-local blocks, with each of the controls.
-# Which of the five learn the task, and which stay at 50 %?
+# A 2D network with nothing, with two non-local blocks, with each control: which of the five learn the task?
 
 # %%
 patterns = study.by_row(study.read_runs("same_pattern"))
@@ -461,12 +460,32 @@ for row, mine in patterns.items():
 assert fresh["similarity"] - fresh["average"] > 0.4
 
 # %% [markdown] tags=["explain"]
-# Only the two that reach the whole picture learn it, in four folds of five. The others toss a coin. But the
-# average does it as well as the map: it tells every place which patterns there are, and the next layer sees
-# whether they are two of a kind. With a closed set of eight, *reach* is enough. Notebook 01 built the task where
-# only the map will do: patterns never seen in training.
+# Only the two that reach the whole picture learn it, in four folds of five; in the fifth their training failed.
+# The others toss a coin. But the average does it as well as the map: it may tell every place which patterns
+# there are, and the next layer whether they are two of a kind. With a closed set of eight, *reach* is enough.
+# Notebook 01 built the task where an average falls short: patterns never seen in training.
 #
 # ## 9 · What it takes to do better
+#
+# Settings must not be chosen by the clips that are reported. So for each fold the candidates were trained on three of the
+# other folds and validated on the fourth, in turn; `core8-choice` holds these runs.
+
+# %%
+candidates = study.by_row(study.read_runs("core8-choice"))
+display(Markdown(study.choice_table(candidates)))
+assert set(study.chosen(candidates).values()) == {"c3d_small-long"}
+for a, b in (
+    ("c3d_small-long", "c3d_small"),
+    ("c3d_small_non_local-long", "c3d_small_non_local"),
+    ("c3d_small_non_local-long", "c3d_small-long"),
+):
+    print(f"{a:24} {study.interval(runs[a])}; minus {b:19} {study.points(minus(a, b))}")
+assert minus("c3d_small-long", "c3d_small").low > 0
+assert minus("c3d_small_non_local-long", "c3d_small-long").value < 0
+
+# %% [markdown] tags=["explain"]
+# Every fold chooses 48 epochs, and the reported folds agree. The blocks do not catch up (one
+# seed).
 #
 # Other clips first: `c3d_small-procedural` was trained on 1,200 procedural clips (notebook 11) before it saw a
 # film. And another kind of evidence: trajectories (notebook 15) fail on other clips than the network does.
@@ -474,19 +493,17 @@ assert fresh["similarity"] - fresh["average"] > 0.4
 
 # %%
 print(f"first on procedural clips - c3d_small: {study.points(minus('c3d_small-procedural', 'c3d_small'))}")
-fused = []
-for seed in (0, 1, 2):
-    network = [run for run in runs["c3d_small"] if run.seed == seed]
-    tracks = [replace(run, seed=seed) for run in runs["idt"]]  # fitted, not trained: no seed enters
-    fused += study.late_fusion("c3d_small + idt", network, tracks)
-gain = study.difference_interval(fused, runs["c3d_small"])
-print(f"c3d_small + idt: {study.interval(fused)}; minus c3d_small: {study.points(gain)}")
-assert study.interval(fused).value > 0.69
-assert gain.low > 0
+fused = study.late_fusion("c3d_small-long + idt", runs["c3d_small-long"], runs["idt"])
+print(f"c3d_small-long + idt: {study.interval(fused)}")
+for row in ("c3d_small-long", "idt"):
+    gain = study.difference_interval(fused, runs[row])
+    print(f"  minus {row}: {study.points(gain)}")
+    assert gain.value > 0
+assert study.interval(fused).value > 0.7
 
 # %% [markdown] tags=["explain"]
 # Pre-training on a stick figure: perhaps a little, nothing that five runs can show. Fusion with a method of
-# 2013: a clear gain, and the best row of this study.
+# 2013 gives the highest row so far, not clearly above trajectories alone.
 
 # %% [markdown]
 # ## 10 · Train two rows now
@@ -515,18 +532,22 @@ for fold in settings.folds:
         live.append(run)
         losses = " ".join(f"{loss:.2f}" for loss in run.losses)
         print(
-            f"{name:13} fold {fold}: {100 * run.accuracy:.0f} % right, {run.seconds['train']:.0f} s, loss {losses}"
+            f"{name:19} fold {fold}: {100 * run.accuracy:.0f} % right, {run.seconds['train']:.0f} s, loss {losses}"
         )
         assert len(run.losses) == recipe.epochs
         assert np.isfinite(run.losses).all()
 
-before = {(run.row, tuple(run.names)): run for run in recorded}  # by network and by the clips of its test
+recorded_of = {
+    (run.row, tuple(run.names)): run for run in recorded
+}  # by network and by the clips of its test
 for run in live:
-    old = before.get((run.row, tuple(run.names)))
+    theirs = recorded_of.get((run.row, tuple(run.names)))
     text = (
-        f"recorded {100 * old.accuracy:.0f} % ({old.recipe['epochs']} epochs)" if old else "nothing recorded"
+        f"recorded {100 * theirs.accuracy:.0f} % ({theirs.recipe['epochs']} epochs)"
+        if theirs
+        else "nothing recorded"
     )
-    print(f"{run.row:13} fold {run.fold}: now {100 * run.accuracy:.0f} % ({recipe.epochs} epochs), {text}")
+    print(f"{run.row:19} fold {run.fold}: now {100 * run.accuracy:.0f} % ({recipe.epochs} epochs), {text}")
 
 # %% [markdown]
 # Recorded runs had more epochs than yours in the `quick` profile. With the same versions on the same kind of
@@ -562,10 +583,9 @@ if output:
 #
 # **Shown**, for these clips, this size and this recipe:
 #
-# - Flow is worth more than any choice of network, and 3D convolutions make the best of it; hand-made
-#   trajectories are level with them, and both together best.
-# - Two embedded Gaussian blocks bring no gain, with three seeds, and some loss. A uniform average in the map's
-#   place loses nothing, a convolution of as many weights does better.
+# - Flow is worth 35 points to the 3D network; on flow it beats the LSTM; hand-made trajectories are not behind.
+# - Two embedded Gaussian blocks bring no gain, with three seeds, and some loss, which a uniform average in the
+#   map's place does not.
 # - Where the label needs far places a network must reach them; with a closed set of patterns an average
 #   does.
 #
@@ -574,7 +594,8 @@ if output:
 # - That non-local blocks do not help in general. The paper's gains were measured on Kinetics, some 235,000
 #   training clips, in networks that had learnt from images before.
 # - That rows of one seed are in the right order: seeds move a row by some 4 points.
-# - That rows are at their best: the recipe was chosen in a few trials of `c3d_small`, tested on fold 1.
+# - That rows are at their best: the recipe was chosen in a few trials of `c3d_small`, tested on fold 1, which this
+#   favours.
 # - Other places, kinds and numbers of blocks, other learning rates for them, longer clips.
 
 # %% [markdown]
@@ -675,10 +696,10 @@ check(
 # ## What you learned
 #
 # - A mean over steps forgets their order, not the motion inside a flow field.
-# - Sources are kept whole, in folds and in the bootstrap; with single clips the interval looks too good.
-# - Two networks are compared on the same clips, by their paired difference: it separates what two overlapping
-#   intervals do not.
-# - A gain is the map's only when no control shows it, too. On 296 clips there was none to share out.
+# - Sources are kept whole, in folds and in the bootstrap; with single clips the interval is too narrow.
+# - Two networks are compared on the same clips, by their paired difference; that two intervals overlap proves
+#   nothing.
+# - A gain is the map's only when no control shows it, too. On 296 clips there was none.
 #
 # ## Further reading
 #
