@@ -241,7 +241,7 @@ assert high < -0.03  # that of the difference does not hold 0
 #
 # Now the architectures that are recorded: with the input that each was published with, and with flow, the same
 # for all. Rows have one or three seeds; differences use those that both rows have. Rates are clips a second of
-# one processor, and noisy.
+# one processor, noisy.
 
 # %% [markdown] tags=["predict"]
 # Write down your order first. Does an LSTM beat the mean over steps? Do 3D convolutions
