@@ -105,7 +105,7 @@ def _controls() -> dict[str, Entry]:
 
 
 def _ablations() -> dict[str, Entry]:
-    """Table 2 of Wang et al. 2018 in small: one thing changed at a time in the blocks of the 3D network."""
+    """Table 2 of Wang et al. 2018 in small, and how blocks are trained: one thing changed at a time."""
 
     def non_local(title, **options):
         return Entry("c3d_small_non_local", options, title=title)
@@ -132,6 +132,10 @@ def _ablations() -> dict[str, Entry]:
             {"non_local": [2, 3], "kind": "compact_generalized", "block": {"kernel": "rbf"}},
             title="compact generalized, RBF kernel",
         ),
+        "nl-slow": Entry(
+            "c3d_small_non_local", {}, {"block_lr": 0.2}, title="blocks learn at a fifth of the rate"
+        ),
+        "nl-warmup": Entry("c3d_small_non_local", {}, {"warmup": 6}, title="warm-up of 6 epochs, not 2"),
     }  # fmt: skip
 
 
