@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from nlutils.torch import NonLocalBlock, create_model
-from nlutils.torch.controls import ConvolutionBlock, UniformBlock, WindowBlock
+from nlutils.torch import CompactGeneralizedNonLocalBlock, NonLocalBlock, create_model
+from nlutils.torch.controls import ConstantBlock, ConvolutionBlock, UniformBlock, WindowBlock
 
 torch.set_num_threads(1)
 OPEN = {"zero_init": False}
@@ -28,7 +28,7 @@ def count(module):
     return sum(weight.numel() for weight in module.parameters())
 
 
-@pytest.mark.parametrize("block", [UniformBlock, WindowBlock, ConvolutionBlock])
+@pytest.mark.parametrize("block", [UniformBlock, WindowBlock, ConvolutionBlock, ConstantBlock])
 def test_a_fresh_control_is_the_identity(block):
     x = noise(2, 16, 3, 4, 5).float()
     assert torch.equal(block(16)(x), x)
@@ -53,6 +53,26 @@ def test_the_uniform_block_is_a_block_whose_map_says_nothing(options):
     assert count(uniform) == count(NonLocalBlock(6, **options))
     trained = {name for name, weight in uniform.named_parameters() if weight.requires_grad}
     assert {name.split(".")[0] for name in trained} == {"g", "w_z", "norm"}
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_constant_block_is_a_block_whose_every_number_is_one(ndim):
+    constant = made(ConstantBlock, 8, ndim=ndim, groups=2)
+    x = noise(2, 8, *(3, 4, 5)[:ndim])
+    update = constant.w_z(constant.theta(x))
+    torch.testing.assert_close(constant(x), x + constant.norm(update))
+    block = CompactGeneralizedNonLocalBlock(8, ndim=ndim, groups=2).double()
+    block.load_state_dict(constant.state_dict())
+    # As large as the norm makes it, the block's number says no more than plus or minus (notebook 10).
+    phi, g = (layer(x).unflatten(1, (2, -1)).flatten(2) for layer in (block.phi, block.g))
+    sign = (phi * g).sum(dim=2).sign().repeat_interleave(4, dim=1).reshape(2, 8, *[1] * ndim)
+    gain, bias = (weight.reshape(1, 8, *[1] * ndim) for weight in (block.norm.weight, block.norm.bias))
+    normalised = (constant.norm(update) - bias) / gain
+    torch.testing.assert_close(block(x), x + sign * normalised * gain + bias, rtol=1e-3, atol=1e-3)
+    assert (sign < 0).any()
+    assert (sign > 0).any()
+    trained = {name for name, weight in constant.named_parameters() if weight.requires_grad}
+    assert {name.split(".")[0] for name in trained} == {"theta", "w_z", "norm"}
 
 
 @pytest.mark.parametrize("scale", [False, True])
@@ -108,15 +128,16 @@ def test_all_weights_are_trained_but_those_of_a_map_that_says_nothing(block):
     assert still == silent | unused
 
 
-@pytest.mark.parametrize("kind", ["uniform", "window", "convolution"])
+@pytest.mark.parametrize("kind", ["uniform", "window", "convolution", "constant"])
 def test_controls_stand_in_the_studys_network_where_the_blocks_do(kind):
     x = noise(2, 3, 8, 24, 24).float()
     counts = {}
-    for name in ("non_local", kind):
+    for name in ("compact_generalized" if kind == "constant" else "non_local", kind):
         model = create_model("c3d_small", 4, non_local=(2, 3), kind=name)
         assert model(x).shape == (2, 4)
         counts[name] = count(model)
-    assert 0.98 * counts["non_local"] < counts[kind] <= counts["non_local"]
+    *_, whole = (n for name, n in counts.items() if name != kind)
+    assert 0.98 * whole < counts[kind] <= whole
     with pytest.raises(ValueError, match="kind='local' is not known"):
         create_model("c3d_small", 4, kind="local")
 
@@ -130,6 +151,7 @@ def test_controls_stand_in_the_studys_network_where_the_blocks_do(kind):
         (lambda: WindowBlock(8, window=(3, 2, 3)), r"window=\(3, 2, 3\) must be 3 odd numbers"),
         (lambda: WindowBlock(8, subsample="before"), "subsample='before': a window has"),
         (lambda: WindowBlock(8, instantiation="dot_product"), "instantiation='dot_product'"),
+        (lambda: ConstantBlock(16, kernel="rbf"), "kernel='rbf': a ConstantBlock has 'dot'"),
         (lambda: ConvolutionBlock(1), "in_channels=1 gives a block of 10 weights: too few"),
     ],
 )

@@ -94,6 +94,11 @@ def _controls() -> dict[str, Entry]:
         block = {} if kind in ("window", "convolution") else {"subsample": "before"}
         options = {"non_local": [2, 3], "kind": kind, "block": block}
         made[f"c3d_small_{kind}"] = Entry("c3d_small", options, title=f"3D, {title}")
+    made["c3d_constant"] = Entry(
+        "c3d_small",
+        {"non_local": [2, 3], "kind": "constant"},
+        title="3D, 1 in place of the compact generalized look",
+    )
     for time, title in (
         ("one_step", "one step"),
         ("shuffled", "shuffled steps"),
@@ -203,6 +208,8 @@ _HEADLINE = (
     "c3d_small_uniform",
     "c3d_small_window",
     "c3d_small_convolution",
+    "c3d_cgnl",
+    "c3d_constant",
 )
 
 PARTS = {
@@ -213,7 +220,11 @@ PARTS = {
     "controls": Part("what is left when the block is not non-local", _HEADLINE, "c3d_small", (0, 1, 2)),
     "time": Part(
         "what is left of time",
-        ("c3d_small", "c3d_small_non_local", *(row for row in _controls() if "-" in row)),
+        (
+            "c3d_small",
+            "c3d_small_non_local",
+            *(row for row, entry in _controls().items() if "time" in entry.recipe),
+        ),
         "c3d_small",
     ),
     "blocks": Part(

@@ -2,7 +2,8 @@
 
 Each takes and returns maps (B, C, *size), starts as the identity, and has the weights of the block that it
 stands for, or as many: the same look without the choice (`UniformBlock`), the same choice without the
-distance (`WindowBlock`), the same number of weights spent on convolution (`ConvolutionBlock`).
+distance (`WindowBlock`), the same number of weights spent on convolution (`ConvolutionBlock`); and for the
+compact generalized block its other layers without its look (`ConstantBlock`).
 """
 
 import itertools
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nlutils.arguments import positive_integer
-from nlutils.torch.blocks import NonLocalBlock
+from nlutils.instantiations import check_map
+from nlutils.torch.blocks import CompactGeneralizedNonLocalBlock, NonLocalBlock
 
-__all__ = ["ConvolutionBlock", "UniformBlock", "WindowBlock"]
+__all__ = ["ConstantBlock", "ConvolutionBlock", "UniformBlock", "WindowBlock"]
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -40,6 +42,27 @@ class UniformBlock(NonLocalBlock):
         _, _, g = self.embed(x)
         y = g.flatten(2).mean(dim=2).unflatten(1, (-1, *[1] * self.ndim))
         return x + self.norm(self.w_z(y.expand(-1, -1, *x.shape[2:])))
+
+
+class ConstantBlock(CompactGeneralizedNonLocalBlock):
+    """A compact generalized block whose number s of each group is 1: z = x + norm(W_z theta).
+
+    What positions tell each other is gone but for the norm's mean and deviation, which are the clip's. phi
+    and g are there, so that weights of the block fit, and are not trained. Options as of
+    `CompactGeneralizedNonLocalBlock`; raises ValueError for another kernel than "dot".
+    """
+
+    def __init__(self, in_channels: int, inner_channels: int | None = None, **options):
+        super().__init__(in_channels, inner_channels, **options)
+        if self.kernel != "dot":
+            raise ValueError(f"kernel={self.kernel!r}: a ConstantBlock has 'dot', one number a group")
+        for weight in (*self.phi.parameters(), *self.g.parameters()):
+            weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *size) -> (B, C, *size)."""
+        check_map(x.shape, self.in_channels, self.ndim, None, channels_last=False)
+        return x + self.norm(self.w_z(self.theta(x)))
 
 
 class WindowBlock(NonLocalBlock):

@@ -16,8 +16,8 @@ class C2DSmall(C3DSmall):
     Without blocks it computes what `FrameAverage` computes with the same weights, which
     `inflate_weights(trained.state_dict(), model, rename=model.place_of)` brings in, and it starts from the
     same random ones. Only the blocks that `non_local`, `kind` and `block` put in look from frame to frame.
-    Those of kind "non_local", "compact_generalized" and "uniform" do not know the order of frames, so with
-    them the network does not either.
+    Those of kind "non_local", "compact_generalized", "uniform" and "constant" do not know the order of
+    frames, so with them the network does not either.
     """
 
     TIME = 1

@@ -13,7 +13,7 @@ from torch import nn
 
 from nlutils.arguments import one_of, probability
 from nlutils.torch.blocks import CompactGeneralizedNonLocalBlock, NonLocalBlock
-from nlutils.torch.controls import ConvolutionBlock, UniformBlock, WindowBlock
+from nlutils.torch.controls import ConstantBlock, ConvolutionBlock, UniformBlock, WindowBlock
 from nlutils.torch.models.common import WIDTHS, VideoClassifier, check_clip, check_input, check_widths
 
 __all__ = ["C3DSmall", "C3DSmallNonLocal"]
@@ -24,6 +24,7 @@ KINDS = {
     "uniform": UniformBlock,
     "window": WindowBlock,
     "convolution": ConvolutionBlock,
+    "constant": ConstantBlock,
 }
 
 
