@@ -143,7 +143,8 @@ def test_a_planned_study_brings_its_clips_settings_and_parts(folder, monkeypatch
         (list(PARTS["controls"].rows), [0, 1, 2], recipe),
     ]
     assert opened == [("procedural", {"count": 40})]
-    assert "; 115 runs" in capsys.readouterr().out
+    count = 5 * (len(PARTS["relations"].rows) + 3 * len(PARTS["controls"].rows))
+    assert f"; {count} runs" in capsys.readouterr().out
     calls.clear()
     assert run("study", "run", "test", "--row", "idt") == 0
     assert calls == [(["idt"], [0], Recipe(epochs=3, batch=8))]
