@@ -115,6 +115,17 @@ def test_the_convolutions_spend_what_the_block_has(channels, inner):
     assert spent <= budget < one_more
 
 
+def test_a_still_pictures_convolution_spends_its_weights_in_space():
+    flat = ConvolutionBlock(64, kernel=(1, 3, 3))
+    assert flat.layers[2].kernel_size == (1, 3, 3)
+    assert 0.9 * count(NonLocalBlock(64)) < count(flat) <= count(NonLocalBlock(64))
+    assert flat.layers[0].out_channels > 1.5 * ConvolutionBlock(64).layers[0].out_channels
+    torch.nn.init.ones_(flat.norm.weight)
+    picture = noise(2, 64, 1, 5, 6).float()
+    flat(picture).square().mean().backward()
+    assert (flat.layers[2].weight.grad.abs().amax(dim=(0, 1)) > 0).all()  # each tap, in some channel
+
+
 @pytest.mark.parametrize("block", [UniformBlock, WindowBlock, ConvolutionBlock])
 def test_all_weights_are_trained_but_those_of_a_map_that_says_nothing(block):
     network = made(block, 64).train()
@@ -152,6 +163,7 @@ def test_controls_stand_in_the_studys_network_where_the_blocks_do(kind):
         (lambda: WindowBlock(8, subsample="before"), "subsample='before': a window has"),
         (lambda: WindowBlock(8, instantiation="dot_product"), "instantiation='dot_product'"),
         (lambda: ConstantBlock(16, kernel="rbf"), "kernel='rbf': a ConstantBlock has 'dot'"),
+        (lambda: ConvolutionBlock(64, kernel=(3, 3)), r"kernel=\(3, 3\) must be 3 odd numbers"),
         (lambda: ConvolutionBlock(1), "in_channels=1 gives a block of 10 weights: too few"),
     ],
 )

@@ -13,7 +13,7 @@ from nlutils import cli
 from nlutils.cli_words import pairs
 from nlutils.plots import AttentionMap, attention_picture
 from nlutils.study import Entry, Recipe, read_runs, run_study, weights
-from nlutils.study.predict import Attention, draw_prediction, predict
+from nlutils.study.predict import Attention, _described, draw_prediction, predict
 from nlutils.study.weights import find_kept, kept_weights, weights_path
 from nlutils.video import ClipError, open_clips
 
@@ -105,6 +105,15 @@ def test_a_pooled_map_of_odd_sides_does_not_reach_the_edge():
     np.testing.assert_allclose(weights[0, 0, 0, [3, 4]], np.array([0, 1]) * 4 / 6)
     assert np.isnan(weights[0, :, 8:]).all()
     assert np.isfinite(weights[0, :, :8]).all()
+
+
+def test_all_frames_of_the_querys_step_are_its_own():
+    """A map of 2 steps under 4 frames: all weight lies on step 1, frames 2 and 3, in one column."""
+    weights = np.zeros((4, 2, 2))
+    weights[2:, :, 0] = 1
+    attention = Attention("b", "embedded_gaussian", (2, 2, 2), (2, 2, 2), ((1, 0, 0),), np.ones((1, 1)))
+    said = _described(attention, (3, 0, 0), weights * 2)
+    assert said.endswith("its own step of the map gets 100 % of the attention.")
 
 
 def test_the_picture_shows_shares_query_and_what_has_no_key(prediction):

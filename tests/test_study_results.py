@@ -35,7 +35,7 @@ from nlutils.study.fold import full_options
 from nlutils.study.grid import entries
 from nlutils.study.plan import Part
 from nlutils.study.results import read_run
-from nlutils.torch import NonLocalBlock, create_model
+from nlutils.torch import NonLocalBlock, create_model, list_models
 
 torch.set_num_threads(1)
 
@@ -159,6 +159,9 @@ def test_late_fusion_averages_probabilities():
     assert (fused.row, fused.run, fused.accuracy) == ("both", "both-fold0-seed0", 1.0)
     assert fused.cost["parameters"] == 600_000
     assert fused.input == "flow + flow"
+    assert fused.seconds["train"] == 2 * sure.seconds["train"]
+    tracks = replace(unsure, cost={**unsure.cost, "multiply_adds": None})
+    assert late_fusion("both", [sure], [tracks])[0].cost["multiply_adds"] is None
     with pytest.raises(ValueError, match="not tested on the same folds with the same seeds"):
         late_fusion("both", [sure], [a_run([True], fold=1)])
     with pytest.raises(ValueError, match="not tested on the same clips in fold 0"):
@@ -269,6 +272,8 @@ def test_differences_to_the_reference_are_paired_and_of_the_same_seeds():
     assert "| +25 (+0 to +75) |" in lines[1]
     with pytest.raises(ValueError, match="no run of the rows c3d_small_uniform is recorded"):
         difference_table(runs[:2], part)
+    with pytest.raises(ValueError, match=r"the part 'five small networks' .* has no reference"):
+        difference_table(runs, PARTS["networks"])
 
 
 def test_a_seed_that_is_not_complete_is_compared_on_its_own_folds():
@@ -293,7 +298,7 @@ def test_rates_count_what_was_seen_in_the_time_that_it_took():
     assert (summarise([run])[0].train_rate, summarise([run])[0].test_rate) == (5.0, 10.0)
     assert summarise([replace(run, losses=[])])[0].train_rate == 2.5
     both = replace(run, provenance={"machine": {"processes": 2}})
-    assert summarise([both])[0].train_rate == 2.5
+    assert (summarise([both])[0].train_rate, summarise([both])[0].test_rate) == (2.5, 10.0)
     gpu = replace(run, provenance={"machine": {"gpu": "a GPU"}})
     assert summarise([gpu])[0].test_rate == pytest.approx(5 / 9)
 
@@ -302,6 +307,7 @@ def test_a_limit_close_to_zero_keeps_its_side():
     assert points(Interval(-0.04, -0.08, -0.012)) == "-4 (-8 to -1)"
     assert points(Interval(-0.04, -0.08, -0.0048)) == "-4.0 (-8.0 to -0.5)"
     assert points(Interval(0.05, -0.0036, 0.112)) == "+5.0 (-0.4 to +11.2)"
+    assert points(Interval(-0.003, -0.03, 0.02)) == "-0.3 (-3.0 to +2.0)"
     assert points(Interval(0.0, 0.0, 0.0)) == "+0 (+0 to +0)"
 
 
@@ -323,6 +329,8 @@ def test_every_row_of_the_plan_can_be_made_and_belongs_to_a_part():
     assert len({entry.title for row, entry in ROWS.items() if not row.endswith("-rgb")}) == sum(
         not row.endswith("-rgb") for row in ROWS
     )
+    # A row that is called as a network trains that network: `--model NAME` records it under this name.
+    assert all(ROWS[name].model == name for name in list_models() if name in ROWS)
     with pytest.raises(ValueError, match="row='c4d'"):
         rows_of(["c4d"])
 
@@ -331,17 +339,26 @@ def test_a_row_that_begins_with_other_weights_stands_in_the_table(tmp_path):
     """What the plan changes in a row is no reason to keep it apart."""
     write_run(a_run([True, False]), tmp_path)
     recipe = {**a_run([True]).recipe, "init": "inflated"}
-    write_run(replace(a_run([True, True], row="i3d"), recipe=recipe), tmp_path)
+    write_run(replace(a_run([True, True], row="i3d_small"), recipe=recipe), tmp_path)
     assert "| 3D, inflated from frame averaging" in readme_table("trial", tmp_path)
     write_run(replace(a_run([True, True], row="cnn_rnn"), recipe=recipe), tmp_path)
-    with pytest.raises(ValueError, match="differ in their recipe, clips or folds"):
+    with pytest.raises(ValueError, match="differ in their recipe, clips, folds or seeds"):
         readme_table("trial", tmp_path)
+
+
+def test_a_seed_that_lacks_folds_makes_no_readme_table(tmp_path):
+    for fold, seed in ((0, 0), (1, 0), (0, 1)):
+        write_run(a_run([True, False], fold=fold, seed=seed), tmp_path)
+    with pytest.raises(ValueError, match="folds or seeds"):
+        readme_table("trial", tmp_path)
+    write_run(a_run([True, False], fold=1, seed=1), tmp_path)
+    assert "2 folds, 2 seeds" in readme_table("trial", tmp_path)
 
 
 def test_rows_that_are_not_comparable_make_no_readme_table(tmp_path):
     for row, fold in (("c3d_small", 0), ("c3d_small", 1), ("cnn_rnn", 0)):
         write_run(a_run([True, False], row=row, fold=fold), tmp_path)
-    with pytest.raises(ValueError, match="differ in their recipe, clips or folds"):
+    with pytest.raises(ValueError, match="differ in their recipe, clips, folds or seeds"):
         readme_table("trial", tmp_path)
 
 

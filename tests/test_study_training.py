@@ -1,5 +1,6 @@
 """Inputs, the training loop, the grid of runs: exact, resumable, and leaking nothing from fold to fold."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from nlutils.study import (
     train,
     write_run,
 )
+from nlutils.study import fold as fold_module
 from nlutils.study.checks import check_study
 from nlutils.study.stopwatch import Stopwatch
 from nlutils.study.weights import kept_weights
@@ -477,6 +479,18 @@ def test_records_of_other_pixels_are_not_taken(inputs, tmp_path):
             run_study("same", options, clips=others, **told)
 
 
+def test_settings_that_this_version_does_not_know_are_named(inputs, tmp_path):
+    told = {"models": {"2d": SMALL["2d"]}, "folds": [0], "clips": inputs, "root": tmp_path}
+    told |= {"recipe": TINY.replace(epochs=1), "log": lambda line: None}
+    run_study("same", **told)
+    path = tmp_path / "same" / "2d-fold0-seed0.json"
+    record = json.loads(path.read_text())
+    record["recipe"]["momentum"] = 0.9
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"2d-fold0-seed0.json has settings .* not know: .*'momentum'"):
+        run_study("same", **told)
+
+
 def test_settings_newer_than_a_record_do_not_invalidate_it(inputs, tmp_path):
     """A record without `time` was made when there was no such setting: its steps came forward."""
     options = {"frame_average": ("frame_average", {"widths": [4, 4, 8, 8]})}
@@ -572,6 +586,35 @@ def test_each_root_keeps_weights_of_its_own(inputs, tmp_path):
         assert len(read_runs("s", tmp_path / root)) == 1
     kept = [kept_weights(tmp_path / root / "s" / "weights" / "2d-fold0-seed0.pt")[1] for root in "ab"]
     assert [one["recipe"]["lr"] for one in kept] == [1e-3, 1e-2]
+
+
+def test_weights_that_were_not_kept_are_missed(inputs, tmp_path):
+    told = {"models": {"2d": SMALL["2d"]}, "folds": [0], "clips": inputs, "root": tmp_path}
+    told |= {"recipe": TINY.replace(epochs=1), "log": lambda line: None}
+    run_study("s", **told)
+    with pytest.raises(ValueError, match="2d-fold0-seed0 is recorded without its weights; give another root"):
+        run_study("s", **told, keep_weights=True)
+    (tmp_path / "s" / "2d-fold0-seed0.json").unlink()
+    run_study("s", **told, keep_weights=True)
+    assert len(run_study("s", **told, keep_weights=True)) == 1
+
+
+def test_the_seed_reaches_what_is_drawn_before_a_fit(inputs, monkeypatch):
+    """Trajectories' mixtures are learnt from samples; a seed among the options comes first."""
+    made = []
+
+    class Stop(Exception):
+        pass
+
+    def stop(name, classes, **options):
+        made.append(options.get("seed"))
+        raise Stop
+
+    monkeypatch.setattr(fold_module, "create_model", stop)
+    for name, options in (("idt", {}), ("idt", {"seed": 3}), ("frame_average", {})):
+        with pytest.raises(Stop):
+            run_fold(inputs, name, 0, TINY.replace(seed=7), options=options)
+    assert made == [7, 3, None]
 
 
 def test_a_killed_process_goes_on_to_the_same_result(inputs, tmp_path):

@@ -97,7 +97,7 @@ def training_memory(model, x) -> int:
 
     Weights and the batch are included, the optimizer's state is not. On a CPU every tensor is counted as it
     comes and goes (see `HeldBytes`), so the number is the same at every run; on a GPU it is PyTorch's
-    `max_memory_allocated`.
+    `max_memory_allocated`, less what else lies there (the study's clips, other networks).
     """
     device = next(model.parameters()).device
     batch_is_one = isinstance(x, torch.Tensor)
@@ -105,12 +105,15 @@ def training_memory(model, x) -> int:
     labels = torch.zeros(batch, dtype=torch.long, device=device)
     model.train()
     model.zero_grad(set_to_none=True)
+    own = [*model.parameters(), *model.buffers(), *([x] if batch_is_one else x)]
     if device.type == "cuda":
+        mine = sum(tensor.untyped_storage().nbytes() for tensor in own)
+        others = torch.cuda.memory_allocated(device) - mine
         torch.cuda.reset_peak_memory_stats(device)
         model.loss(x, labels).backward()
-        peak = torch.cuda.max_memory_allocated(device)
+        peak = torch.cuda.max_memory_allocated(device) - others
     else:
-        with HeldBytes([*model.parameters(), *model.buffers(), *([x] if batch_is_one else x)]) as held:
+        with HeldBytes(own) as held:
             model.loss(x, labels).backward()
         peak = held.highest
     model.zero_grad(set_to_none=True)

@@ -50,10 +50,12 @@ def run_fold(
     device = torch.device(device) if device is not None else best_device()
     source = provenance(device)  # taken first: the files may change while the run goes on
     options = full_options(name, options, recipe)
+    # Networks that draw samples for what they fit have a seed of their own.
+    drawn = {"seed": recipe.seed} if "seed" in model_options(name) else {}
     train_on, test_on = inputs.split(fold)
     inputs = inputs.to(device)
     with seeded(recipe.seed):
-        model = create_model(name, len(inputs.classes), **options).to(device)
+        model = create_model(name, len(inputs.classes), **{**drawn, **options}).to(device)
     begun = begin(model, name, options, recipe, inputs, fold, progress=progress)
     watch, losses = Stopwatch(), []
     if model.trains:

@@ -98,12 +98,16 @@ class Cell:
             inputs.classes,
             clips,
         )
+        try:
+            recipe = Recipe(**run.recipe)  # settings newer than the record were what they are by default
+        except TypeError as error:
+            raise ValueError(f"{path} has settings that this version does not know: {error}") from error
         seen = list(zip(run.names, run.groups, run.labels, strict=True))
         found = (
             run.framework,
             run.model,
             run.options,
-            Recipe(**run.recipe),  # settings that are newer than the record were what they are by default
+            recipe,
             run.data["source"],
             tuple(run.classes),
             seen,

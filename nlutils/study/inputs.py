@@ -24,6 +24,8 @@ from nlutils.video.sampling import segment_indices
 
 __all__ = ["Inputs", "prepare"]
 
+# The cache's key of flow begins so. Change it when the same frames would give another flow.
+_FLOW_RULES = "optical_flow dis median"
 # Optical flow is kept in steps of 1/16 pixel of the resized frame, from -8 to 8 pixels.
 FLOW_STEPS = 16
 # Differences of grey values are divided by this, which brings them near unit size on real clips.
@@ -216,7 +218,7 @@ def resized(frames: np.ndarray, size) -> np.ndarray:
 def _cached_flow(frames: np.ndarray, size) -> np.ndarray:
     # What is kept is the small result: a hundredth of the bytes of the flow that it is made from.
     digest = hashlib.sha256(np.ascontiguousarray(frames)).hexdigest()
-    key = f"optical_flow dis median {cv2.__version__} {FLOW_STEPS} {frames.shape} {tuple(size)} {digest}"
+    key = f"{_FLOW_RULES} {cv2.__version__} {FLOW_STEPS} {frames.shape} {tuple(size)} {digest}"
     return cached_array("study-flow", key, lambda: _flow(frames, size))
 
 

@@ -19,7 +19,7 @@ _ONE_STREAM = {
     "cnn_rnn": Entry("cnn_rnn", title="CNN+LSTM (Donahue et al. 2015)"),
     "cnn_gru": Entry("cnn_rnn", {"cell": "gru"}, title="CNN+GRU"),
     "c3d_small": Entry("c3d_small", title="C3D-style, 3D (Tran et al. 2015)"),
-    "i3d": Entry(
+    "i3d_small": Entry(
         "c3d_small",
         {},
         {"init": "inflated"},
@@ -47,8 +47,10 @@ _STREAMS = {
         title="3D CNN with hardwired layer (Ji et al. 2010)",
     ),
     "two_stream_small": Entry("two_stream_small", title="two-stream (Simonyan, Zisserman 2014)"),
-    "fused_two_stream": Entry("fused_two_stream_small", title="fused streams (Feichtenhofer et al. 2016)"),
-    "st_resnet": Entry("st_resnet_small", title="residual streams (Feichtenhofer et al. 2016)"),
+    "fused_two_stream_small": Entry(
+        "fused_two_stream_small", title="fused streams (Feichtenhofer et al. 2016)"
+    ),
+    "st_resnet_small": Entry("st_resnet_small", title="residual streams (Feichtenhofer et al. 2016)"),
     "idt": Entry(
         "idt",
         {**_TRACKS, "patch": 16, "gaussians": 16, "samples": 20_000},
@@ -154,7 +156,7 @@ _RELATIONS = {
     for kind, title, block in (
         ("uniform", "uniform average in the map's place", {"subsample": "before"}),
         ("window", "attention in a window of 3 x 3", {"window": [1, 3, 3]}),
-        ("convolution", "no more weights, in a convolution", {}),
+        ("convolution", "no more weights, in a convolution", {"kernel": [1, 3, 3]}),
     )
 }
 

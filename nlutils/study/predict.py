@@ -251,5 +251,9 @@ def _described(attention, query, weights):
             f"Block {attention.block} looks from step {query[0]}, row {query[1]}, column {query[2]} at all "
             f"places alike, at none with more than {largest:.2f} times the even share."
         )
-    own = np.nansum(weights[query[0]]) / np.nansum(weights)
-    return f"{said}{largest:.1f} times the even share; its own step gets {100 * own:.0f} % of the attention."
+    of_map = np.arange(len(weights)) * attention.size[0] // len(weights)  # a frame's step in the map
+    own = np.nansum(weights[of_map == of_map[query[0]]]) / np.nansum(weights)
+    return (
+        f"{said}{largest:.1f} times the even share; its own step of the map gets {100 * own:.0f} % of the "
+        "attention."
+    )

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import sqlite3
-import time
 from collections.abc import Callable
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from nlutils.study import distributed
 from nlutils.study.inputs import Inputs, prepare
 from nlutils.study.provenance import provenance
 from nlutils.study.recipe import Recipe
+from nlutils.study.stopwatch import Stopwatch
 from nlutils.study.train import seeded, train
 from nlutils.torch.models import create_model
 from nlutils.video.catalogue import open_clips
@@ -88,7 +88,7 @@ def pretrain(name: str, options: dict, recipe: Recipe, device, progress: bool = 
     are made once and kept in the cache.
 
     Several processes may ask for the same: one makes it, the others wait. A killed one leaves a checkpoint
-    behind its last full epoch, and the next goes on there. Processes that train together
+    after its last full epoch, and the next goes on there. Processes that train together
     (`nlutils.study.distributed`) make it together.
     """
     recipe = pretraining_recipe(recipe)
@@ -142,8 +142,11 @@ def _make(path, digest, lesson, device, progress) -> dict:
     with seeded(lesson.recipe.seed):
         model = create_model(lesson.name, len(inputs.classes), **lesson.options).to(device)
     inputs, checkpoint = inputs.to(device), path.with_suffix(".checkpoint")
-    start, start_processor = time.perf_counter(), time.process_time()
-    losses = train(model, inputs, train_on, lesson.recipe, checkpoint=checkpoint, progress=progress)
+    watch = Stopwatch()
+    losses = train(
+        model, inputs, train_on, lesson.recipe, checkpoint=checkpoint, progress=progress, watch=watch
+    )
+    seconds, processor = watch.read()
     record = {
         **lesson.facts,
         "digest": digest,
@@ -151,8 +154,8 @@ def _make(path, digest, lesson, device, progress) -> dict:
         "epochs": lesson.recipe.epochs,
         "losses": [round(loss, 4) for loss in losses],
         "seconds": {
-            "train": round(time.perf_counter() - start, 1),
-            "train_processor": round(time.process_time() - start_processor, 1),
+            "train": round(seconds, 1),
+            "train_processor": round(processor, 1),
         },
     }
     weights = {key: value.cpu() for key, value in model.state_dict().items() if torch.is_tensor(value)}

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 
 from nlutils.paths import atomic_path, project_root, results_root
@@ -30,9 +31,10 @@ def readme_table(study: str = "core8", root=None) -> str:
     settings = {json.dumps([_common(run), run.data["source"]], sort_keys=True) for run in shown}
     tested = {row.row: sorted((run.fold, run.seed) for run in shown if run.row == row.row) for row in rows}
     folds = {tuple(sorted({fold for fold, _ in cells})) for cells in tested.values()}
-    if len(settings) > 1 or len(folds) > 1:
+    whole = all(cells == sorted(product(*map(set, zip(*cells, strict=True)))) for cells in tested.values())
+    if len(settings) > 1 or len(folds) > 1 or not whole:
         raise ValueError(
-            f"the runs of {study!r} differ in their recipe, clips or folds, so their rows do not "
+            f"the runs of {study!r} differ in their recipe, clips, folds or seeds, so their rows do not "
             "belong in one table; run the missing ones, or give the others a study of their own"
         )
     clips = sum(len(run.names) for run in shown if run.row == first.row and run.seed == first.seed)

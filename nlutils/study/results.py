@@ -112,7 +112,8 @@ def late_fusion(row: str, *rows: list[Run]) -> list[Run]:
     """The runs of a new row that averages the class probabilities of others, fold by fold and seed by seed.
 
     Nothing is trained: scores are the logarithms of the mean of softmaxes (Simonyan and Zisserman, NIPS 2014,
-    section 2). Weights and multiply-adds add up. Raises ValueError for rows of other folds, seeds or clips.
+    section 2). Weights, multiply-adds and seconds add up. Raises ValueError for rows of other folds,
+    seeds or clips.
     """
     cells = [{(str(run.fold), run.seed): run for run in runs} for runs in rows]
     if any(cell.keys() != cells[0].keys() for cell in cells):
@@ -124,10 +125,11 @@ def late_fusion(row: str, *rows: list[Run]) -> list[Run]:
             raise ValueError(f"{row}: the rows were not tested on the same clips in fold {key[0]}")
         scores = logsumexp([log_softmax(part.logits, axis=1) for part in parts], axis=0) - np.log(len(parts))
         right = scores.argmax(axis=1) == np.asarray(first.labels)
-        sums = {
-            name: sum(part.cost[name] or 0 for part in parts)
+        costs = {
+            name: [part.cost[name] for part in parts]
             for name in ("parameters", "multiply_adds", "forward_ms")
         }
+        sums = {name: None if None in values else sum(values) for name, values in costs.items()}
         fused.append(
             replace(
                 first,
@@ -136,8 +138,14 @@ def late_fusion(row: str, *rows: list[Run]) -> list[Run]:
                 input=" + ".join(part.input for part in parts),
                 accuracy=float(right.mean()),
                 logits=scores.tolist(),
-                cost=first.cost | sums,
+                cost=first.cost | sums | {"training_mb": None},
+                seconds={
+                    name: sum(part.seconds[name] for part in parts)
+                    for name in first.seconds
+                    if all(name in part.seconds for part in parts)
+                },
                 views={},
+                maps={},
             )
         )
     return fused

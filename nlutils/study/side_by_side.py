@@ -100,7 +100,7 @@ class _Worker:
             )
         return RuntimeError(
             f"its process ended with exit code {code}, perhaps for want of memory; call run_study again, and "
-            "the run goes on behind its last full epoch"
+            "the run goes on after its last full epoch"
         )
 
 

@@ -51,10 +51,15 @@ def spread(work: Work, cells: list[Cell], cluster: str) -> Iterator[tuple[Cell, 
                 except ray.exceptions.RayError as error:
                     yield cell, getattr(error, "cause", None) or error  # without the worker's traceback
                     continue
-                _record(work, cell, result, weights)
+                try:
+                    _record(work, cell, result, weights)
+                except Exception as error:
+                    yield cell, error
+                    continue
                 forgotten.append(_forget(ray, node, shared, cell))
                 yield cell, result
-            ray.wait(forgotten, num_returns=len(forgotten), timeout=PATIENCE)
+            if forgotten:
+                ray.wait(forgotten, num_returns=len(forgotten), timeout=PATIENCE)
         finally:
             for one in waiting:
                 ray.cancel(one, force=True)

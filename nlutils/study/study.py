@@ -50,7 +50,7 @@ def run_study(
     the first writes, and all return the same. Several machines: see CLUSTER.md beside this file.
 
     A run that is recorded with the same settings is read, not repeated, and a run that was killed goes on
-    behind its last full epoch: call `run_study` again with the same arguments. Calls at the same time do not
+    after its last full epoch: call `run_study` again with the same arguments. Calls at the same time do not
     disturb each other, but may do a run twice; it is recorded once.
 
     A run that fails does not stop the others: when these are done, RuntimeError names all that failed. (Under

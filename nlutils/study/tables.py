@@ -100,7 +100,9 @@ def _rate(run, what, clips):
     machine, seconds = run.provenance["machine"], run.seconds[what]
     if "gpu" not in machine:
         # Records of before this was measured have the test's time on the wall alone.
-        seconds = run.seconds.get(f"{what}_processor", seconds) * machine.get("processes", 1)
+        seconds = run.seconds.get(f"{what}_processor", seconds)
+        # Each process tests all clips.
+        seconds *= machine.get("processes", 1) if what == "train" else 1
     return clips / max(seconds, 1e-2)
 
 
@@ -175,8 +177,11 @@ def differences(runs: Iterable[Run], part: Part) -> list[tuple[Row, Interval | N
     """(row, how far it is above `part.reference` on the same clips) of each row of `part`; None for that one.
 
     The difference is paired: clip by clip, mean and 95 % interval over source groups. Row and difference are
-    those of the folds and seeds that row and reference both have. ValueError when a row is not recorded.
+    those of the folds and seeds that row and reference both have. Raises ValueError when a row is not
+    recorded, or the part has no reference.
     """
+    if not part.reference:
+        raise ValueError(f"the part {part.title!r} compares its rows with none of them: it has no reference")
     found = by_row(runs)
     missing = [row for row in part.rows if row not in found]
     if missing:
@@ -202,7 +207,7 @@ def difference_table(runs: Iterable[Run], part: Part) -> str:
         "seeds",
         "accuracy (95 % interval)",
         FOLDS,
-        f"minus {title_of(part.reference)}",
+        f"minus {title_of(part.reference)}, same folds and seeds",
         *COSTS[:2],
     ]
     return _table(heads, lines, left=1)
@@ -219,10 +224,10 @@ def same_cells(a: list[Run], b: list[Run]) -> tuple[list[Run], list[Run]]:
 def points(difference: Interval) -> str:
     """A difference in percentage points with its interval: `-6 (-13 to +1)`.
 
-    With one decimal where a limit would be rounded to 0, so that its side of 0 is seen.
+    With one decimal where a number would be rounded to 0, so that its side of 0 is seen.
     """
     values = [100 * value + 0.0 for value in (difference.value, difference.low, difference.high)]
-    digits = 1 if any(0 < abs(limit) < 0.5 for limit in values[1:]) else 0
+    digits = 1 if any(0 < abs(limit) < 0.5 for limit in values) else 0
     return "{:+.{d}f} ({:+.{d}f} to {:+.{d}f})".format(*values, d=digits)
 
 

@@ -46,7 +46,7 @@ def train(
 
     Runs all of `recipe.epochs`; nothing stops it early. `inputs` lie on the device of `model` (see
     `Inputs.to`). With `checkpoint` (a path), the state is written there after every epoch, and a run that was
-    killed goes on behind its last full epoch, to the same weights: everything random in an epoch follows from
+    killed goes on after its last full epoch, to the same weights: everything random in an epoch follows from
     (seed, epoch). `after_epoch(epoch, loss)` is called after each. `watch` is told the time that went into
     the epochs of the checkpoint.
 

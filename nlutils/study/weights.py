@@ -88,10 +88,8 @@ def kept_weights(path):
         raise FileNotFoundError(
             f"{path} does not exist; weights are kept by --keep-weights of `nlutils study`"
         )
-    state = read_kept(path)
-    if state is None:
-        raise ValueError(f"{path} holds no weights that the study kept")
     try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
         model = create_model(state["model"], len(state["classes"]), **state["options"])
         model.load_state_dict(state.pop("weights"))
     except Exception as error:

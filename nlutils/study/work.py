@@ -28,12 +28,20 @@ class Work:
     keep_weights: bool = False
 
     def recorded(self, cell: Cell) -> Run | None:
-        """The recorded run of `cell`, if there is one; ValueError when it is one of other settings.
+        """The recorded run of `cell`, if there is one.
+
+        Raises ValueError when it is one of other settings, or its weights are wanted and were not kept.
 
         A process that was killed right behind its record has left a checkpoint, which goes now.
         """
         run = distributed.from_first(lambda: cell.recorded(self.inputs, self.root))
         if run is not None:
+            kept = weights_path(cell.study, cell.name, self.root)
+            if self.keep_weights and not distributed.from_first(kept.is_file):
+                raise ValueError(
+                    f"{cell.name} is recorded without its weights; "
+                    "give another root or study, or delete its record"
+                )
             self.forget(cell)
         return run
 

@@ -26,8 +26,8 @@ _NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 class UniformBlock(NonLocalBlock):
     """A non-local block whose map is 1 / M everywhere: every position gets the mean of g(x_j) over all j.
 
-    Options as of `NonLocalBlock`. theta and phi are there, so that weights of the block fit, and are not
-    trained. Raises ValueError for attention to parts of the map.
+    Options as of `NonLocalBlock`. theta and phi are there, so that weights of the block fit; they are
+    computed, as there, and not trained. Raises ValueError for attention to parts of the map.
     """
 
     def __init__(self, in_channels: int, inner_channels: int | None = None, **options):
@@ -81,11 +81,7 @@ class WindowBlock(NonLocalBlock):
                 f"instantiation={self.instantiation!r}, subsample={self.subsample!r}: a window has "
                 "'embedded_gaussian' and None"
             )
-        self.window = tuple(positive_integer("window", side) for side in window)
-        if len(self.window) != self.ndim or not all(side % 2 for side in self.window):
-            raise ValueError(
-                f"window={window!r} must be {self.ndim} odd numbers, one for each axis of the map"
-            )
+        self.window = _odd_sides("window", window, self.ndim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *size) -> (B, C, *size)."""
@@ -106,14 +102,16 @@ class ConvolutionBlock(nn.Module):
     """A residual bottleneck, 1 - 3 - 1 convolutions, as wide as a non-local block's weights allow.
 
     Its width is the largest with no more weights than `NonLocalBlock(in_channels, inner_channels)` has, all
-    forms but the Gaussian. Raises ValueError when not even one channel fits.
+    forms but the Gaussian. `kernel` has an odd length for each axis of the map; None: 3 for each. Raises
+    ValueError for another kernel, and when not even one channel fits.
     """
 
-    def __init__(self, in_channels: int, inner_channels: int | None = None, *, ndim: int = 3):
+    def __init__(self, in_channels: int, inner_channels: int | None = None, *, ndim: int = 3, kernel=None):
         super().__init__()
+        kernel = _odd_sides("kernel", (3,) * ndim if kernel is None else kernel, ndim)
         budget = _count(NonLocalBlock(in_channels, inner_channels, ndim=ndim))
         outside = 3 * in_channels  # the last bias, and gain and bias of the norm
-        fixed, squared = 2 * in_channels + 2, 3**ndim
+        fixed, squared = 2 * in_channels + 2, math.prod(kernel)
         spare = budget - outside
         width = int((math.sqrt(fixed**2 + 4 * squared * max(spare, 0)) - fixed) / (2 * squared))
         if width < 1:
@@ -122,7 +120,7 @@ class ConvolutionBlock(nn.Module):
         self.layers = nn.Sequential(
             conv(in_channels, width, 1),
             nn.ReLU(inplace=True),
-            conv(width, width, 3, padding=1),
+            conv(width, width, kernel, padding=[side // 2 for side in kernel]),
             nn.ReLU(inplace=True),
             conv(width, in_channels, 1),
         )
@@ -132,6 +130,13 @@ class ConvolutionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *size) -> (B, C, *size)."""
         return x + self.norm(self.layers(x))
+
+
+def _odd_sides(name, sides, ndim):
+    found = tuple(positive_integer(name, side) for side in sides)
+    if len(found) != ndim or not all(side % 2 for side in found):
+        raise ValueError(f"{name}={sides!r} must be {ndim} odd numbers, one for each axis of the map")
+    return found
 
 
 def _refuse_parts(block):
