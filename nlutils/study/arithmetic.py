@@ -27,8 +27,8 @@ def autocast(recipe: Recipe, device) -> torch.autocast:
 def channels_last(model: nn.Module) -> nn.Module:
     """`model` with its convolutions' kernels stored channels-last, in place; their values stay.
 
-    Convolutions then run in the order of numbers that their fastest kernels want: a training step of the
-    small networks takes a tenth to a quarter less on a CPU (`benchmarks/throughput.py`).
+    Convolutions then run in the order of numbers that their fastest kernels want: `data/results/throughput`
+    has what a training step of the small networks gains.
     """
     orders = {4: torch.channels_last, 5: torch.channels_last_3d}
     for weight in model.parameters():

@@ -177,6 +177,14 @@ _LONGER = {
     for row, title in (("c3d_small", "3D"), ("c3d_small_non_local", "3D + blocks"))
 }
 
+_RESIDUAL = {
+    f"st_resnet_small-{name}": Entry("st_resnet_small", options, title=f"residual streams, {title}")
+    for name, title, options in (
+        ("apart", "not connected", {"connection": "none"}),
+        ("still", "no convolution over time", {"temporal": False}),
+    )
+}
+
 ROWS = {
     **_ONE_STREAM,
     **{
@@ -190,6 +198,7 @@ ROWS = {
     **_KERAS,
     **_PRETRAINED,
     **_LONGER,
+    **_RESIDUAL,
 }
 
 
@@ -249,6 +258,11 @@ PARTS = {
         ("c3d_small", "c3d_small_non_local", *_LONGER),
         "c3d_small",
     ),
+    # The highest of many rows is partly luck: it is trained again.
+    "highest": Part(
+        "the highest row, with more seeds", ("c3d_small", "st_resnet_small"), "c3d_small", (0, 1, 2)
+    ),
+    "residual": Part("what the residual streams live on", ("st_resnet_small", *_RESIDUAL), "st_resnet_small"),
     "networks": Part("five small networks", tuple(SMALL_MODELS)),
     "relations": Part(
         "do two far-apart places show the same?",
@@ -274,7 +288,20 @@ class Study:
 
 
 STUDIES = {
-    "core8": Study("core8", ("architectures", "controls", "time", "blocks", "keras", "pretrained", "longer")),
+    "core8": Study(
+        "core8",
+        (
+            "architectures",
+            "controls",
+            "time",
+            "blocks",
+            "keras",
+            "pretrained",
+            "longer",
+            "highest",
+            "residual",
+        ),
+    ),
     "procedural": Study(
         "procedural", ("networks",), recipe={"epochs": 6, "resize": (48, 48), "size": (40, 40)}
     ),
