@@ -83,9 +83,14 @@ def _interval(ax, place, found, colour, mark, signed=False):
     value, low, high = 100 * found.value, 100 * found.low, 100 * found.high
     ax.plot([low, high], [place, place], color=colour, linewidth=2)
     ax.plot(value, place, mark, color=colour, markersize=5)
-    sign = "+" if signed else ""
     ax.annotate(
-        f"{value + 0.0:{sign}.0f}", (high, place), (4, 0), textcoords="offset points", va="center", fontsize=8
+        f"{round(value):{'+' if signed else ''}d}",
+        (high, place),
+        (4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # the line at 0 may be behind it
     )
 
 
