@@ -262,7 +262,12 @@ PARTS = {
     "highest": Part(
         "the highest row, with more seeds", ("c3d_small", "st_resnet_small"), "c3d_small", (0, 1, 2)
     ),
-    "residual": Part("what the residual streams live on", ("st_resnet_small", *_RESIDUAL), "st_resnet_small"),
+    "residual": Part(
+        "what the residual streams live on",
+        ("st_resnet_small", *_RESIDUAL),
+        "st_resnet_small",
+        (0, 1, 2),
+    ),
     "networks": Part("five small networks", tuple(SMALL_MODELS)),
     "relations": Part(
         "do two far-apart places show the same?",
