@@ -51,8 +51,8 @@ if profile != "gpu":
 # %% [markdown]
 # ## 1 · The question
 #
-# Somebody claps, jumps, sits down, swings a bat. Which kind of network tells these actions apart best, when
-# all get the same small clips and, trajectories aside, 24 passes over them? Do non-local blocks help? And
+# Which kind of network tells actions apart best, when
+# all get the same small clips and, trajectories and inflation aside, 24 passes over them? Do non-local blocks help? And
 # if they do, is it because they look far? Our test is small: 296 real clips of 8 actions, channels 16-32-64-128.
 #
 # | family | where time enters |
@@ -132,7 +132,7 @@ for fold in sorted({clip.fold for clip in clips.clips}):
 # ## 3 · An accuracy and its interval, by hand
 #
 # `data/results/core8` holds the recorded runs on the real clips, one file each, with the scores of every test
-# clip. A row of the table is the five runs of one network, one a fold. We take `c3d_small`.
+# clip. We take `c3d_small`: five runs, one a fold.
 
 # %%
 runs = study.by_row(study.read_runs("core8"))
@@ -155,7 +155,7 @@ assert max(run.accuracy for run in rows) - min(run.accuracy for run in rows) > 0
 # %% [markdown]
 # Folds 3 and 4 differ by more than 30 percentage points. How far off could all five be? Other films
 # would tell. We have none, but we can draw from those we have, with replacement, as many as there are: some come
-# twice, some not at all. That is the bootstrap. One such draw
+# twice, some not at all. That is the bootstrap. It tells what other films would do, not another training. One such draw
 # $G^*$ of sources gives
 #
 # $$a^* = \frac{\sum_{g \in G^*} r_g}{\sum_{g \in G^*} n_g}$$
@@ -236,12 +236,11 @@ assert high < -0.03  # that of the difference does not hold 0
 # %% [markdown]
 # ## 5 · The table
 #
-# That two intervals overlap proves nothing. Comparisons are paired from here on, on the folds and seeds that both
-# rows have. The table has each architecture with the input that it was published with, and with flow, the same
+# That two intervals overlap proves nothing. We compare pairs, on the folds and seeds that both rows have. The table has each architecture with the input that it was published with, and with flow, the same
 # for all. Rates are clips a second of one processor, noisy.
 
 # %% [markdown] tags=["predict"]
-# Write down your order first. Does an LSTM beat the mean over steps? Do 3D convolutions
+# Does an LSTM beat the mean over steps? Do 3D convolutions
 # beat the LSTM? How far is flow above colours? And where do trajectories stand, which learn no features?
 
 # %%
@@ -272,6 +271,7 @@ for a, b in (
     ("st_resnet_small", "c3d_small"),
 ):
     print(f"{a:20} - {b:13} {study.points(minus(a, b))} percentage points")
+print(f"its seeds 1 and 2 alone: {study.points(minus('st_resnet_small', 'c3d_small', 1, 2))}")
 highest = [study.interval([run for run in runs["st_resnet_small"] if run.seed == seed]) for seed in (0, 1, 2)]
 print("st_resnet_small, seeds 0, 1, 2:", ", ".join(map(str, highest)))
 
@@ -285,10 +285,10 @@ assert minus("st_resnet_small", "c3d_small", 0).low > 0 > minus("st_resnet_small
 # %% [markdown] tags=["explain"]
 # Flow is worth 35 points to the 3D network; so few clips seem not to teach it motion from colours. 3D
 # convolutions are clearly above the LSTM; the LSTM's lead over the mean may be chance. Trajectories are not
-# behind. A second 3D stream adds nothing clear to flow. And in a 2D network, where two non-local
+# behind. And in a 2D network, where two non-local
 # blocks are all that brings steps together, they do not stand in for convolution in time.
 #
-# Residual streams stood highest, 72 % with their first seed, clearly above the 3D network. But the highest of many rows is partly luck. So it was trained twice more: 70 % and 65 %. The lead is no longer clear.
+# Residual streams stood highest, 72 % with their first seed, clearly above the 3D network. But the highest of many rows is partly luck. So it was trained twice more: 70 % and 65 %. The two new ones alone lead by 2, not clearly.
 
 # %% [markdown]
 # ## 6 · Do the blocks help, and is it because they look far?
@@ -297,7 +297,7 @@ assert minus("st_resnet_small", "c3d_small", 0).low > 0 > minus("st_resnet_small
 # positions look at 280 pooled ones; after stage 3, 140 at 24. Both were trained with three seeds: other first weights, order of clips and crops.
 
 # %% [markdown] tags=["predict"]
-# With blocks minus without, percentage points: above zero or below? And which of the two has the smaller
+# The table says 60 to 64. Below with each of three seeds, and clearly? And which of the two has the smaller
 # *training* loss at the end?
 
 # %%
@@ -318,7 +318,7 @@ assert all(gain.value < 0 for gain in gains)
 assert max(spread) - min(spread) > 0.04
 
 # %% [markdown] tags=["explain"]
-# Below, with every seed. The same network, trained three times, differs by up to 4 points: one
+# Below with each, clearly with one. The same network, trained three times, differs by up to 4 points: one
 # training cannot show a difference of that size. The training losses hardly differ.
 #
 # So what do the maps do? Most runs recorded two numbers a map, from 16 positions of each test clip. *Effective
@@ -336,7 +336,7 @@ for row in ("c3d_small_non_local", "nl-scaled"):
             f"{row:19} {len(maps):2} runs, stage {stage}: {effective.min():5.1f} to {effective.max():5.1f} of {keys:3} positions count; "
             f"apart {apart.min():.2f} to {apart.max():.2f}, median {np.median(apart):.2f}"
         )
-        assert np.median(apart) < 0.3
+        assert np.median(apart) < (0.12 if (row, stage) == ("c3d_small_non_local", 2) else 0.3)
         if row == "c3d_small_non_local":
             assert effective.max() > 100 if stage == 2 else effective.max() < 3
         elif stage == 2:
@@ -347,7 +347,7 @@ print(f"nl-scaled - c3d_small: {study.points(minus('nl-scaled', 'c3d_small'))} p
 # In the first map a few positions count in one run, most in another. In the second it is one or two: the logits
 # $\theta_i^T \phi_j$, sums over 32 channels, are so large that the softmax is nearly a maximum. Divided by
 # $\sqrt d$ (`nl-scaled`), the first map spreads over most positions, with no clear gain. But it mostly matters
-# little who asks: the first block hands nearly the same summary of the clip to every place, as Cao and others
+# little who asks: in the median run the first block hands nine tenths of the same weights to every place, as Cao and others
 # (2019) found in large networks.
 #
 # Then little should be lost without the map. A block also brings weights, a normalisation, a look at the whole
@@ -378,22 +378,23 @@ for a, b in (
 ):
     print(f"{a:19} - {b:21} {study.points(minus(a, b))}")
     seeds = sorted({run.seed for run in runs[a]} & {run.seed for run in runs[b]})
+    by_seed = [minus(a, b, seed).value for seed in seeds]
+    assert b not in ("c3d_small_uniform", "c3d_small_convolution") or max(by_seed) < 0
     print(f"{'':19}   seed by seed:         {', '.join(study.points(minus(a, b, seed)) for seed in seeds)}")
 assert minus("c3d_small_uniform", "c3d_small").low < 0 < minus("c3d_small_uniform", "c3d_small").high
 assert minus("c3d_small_non_local", "c3d_small_uniform").high < 0
+assert minus("c3d_small_non_local", "c3d_small_convolution").high < 0
 assert minus("c3d_small_window", "nl-all_keys").low > 0
 assert minus("c3d_cgnl", "c3d_small", 0).low > 0
 assert minus("c3d_cgnl", "c3d_small").low < 0
 assert -0.03 < minus("c3d_cgnl", "c3d_constant").low < 0 < minus("c3d_cgnl", "c3d_constant").high < 0.03
 
 # %% [markdown] tags=["explain"]
-# With the average in its place the block does no harm that shows: it is the map that costs, with every seed. The
-# convolution's lead over the map hangs on the seed. And the block that may look only at its neighbours stands
+# Average and convolution do no harm that shows; the map stands below both with every seed, clearly only over all three. And the block that may look only at its neighbours stands
 # above the one that may look anywhere (one seed).
 #
 # The compact generalized block gains 6 points, clearly, with its first seed; the next takes them back. And its control,
-# blind to far places but for a norm over the clip, is as good to within 2 points. One seed and no control, and we
-# would have reported a gain of non-locality. Looking far is not what these networks lack.
+# blind to far places but for a norm over the clip, is as good to within 2 points. One seed and no control, and we would have reported a gain of non-locality.
 
 # %% [markdown] tags=["predict"]
 # ## 7 · Another block, another place, another framework
@@ -419,9 +420,8 @@ assert set(clear[blocks.reference]) == {"nl-time", "nl-slow", "c3d_cgnl"}
 assert all(d.low > 0 for d in clear[blocks.reference].values())
 
 # %% [markdown] tags=["explain"]
-# One in twenty, so about one of sixteen. Three are above the blocks as they were: attention along time alone,
-# blocks that learn at a fifth of the rate, compact generalized ones. The harm can be avoided. But none is
-# clearly above the network without blocks.
+# At least one in twenty, so one of sixteen; more, since the interval draws films, not trainings. Three are above the blocks as they were: attention along time alone,
+# blocks that learn at a fifth of the rate, compact generalized ones. So the harm may be avoidable (the first two: one seed). None is clearly above the network without blocks.
 #
 # The same two networks in Keras, from other first weights:
 
@@ -459,14 +459,13 @@ for run in runs["c2d_non_local"]:
     assert run.views["shuffled"] == np.argmax(run.logits, axis=1).tolist()
 
 # %% [markdown]
-# The 3D network relies on the order that it has learnt. The 2D network with blocks names the same class for
-# every clip when its steps are shuffled: a sum over positions does not know their order (notebook 08).
-# *Reversed* also turns the arrows round.
+# The 3D network relies on the order that it has learnt. The 2D network with blocks names for each clip the class that it named before, however its steps are shuffled: a sum over positions does not know their order (notebook 08).
+# *Reversed* turns arrows round, too. Shuffled, trajectories have nothing to follow.
 #
 # ## 9 · Where far places decide
 #
 # So far no label needed a far place. `same_pattern` does: two patterns of 4 x 4 cells stand far apart in a still
-# picture, each one of eight, and the label says whether they are the same. Neither pattern alone tells the label.
+# picture, each one of eight, with a contrast of its own, and the label says whether they are the same. Neither pattern alone tells the label.
 
 # %%
 examples = SamePattern(16, frames=1, size=(40, 56), seed=1)
@@ -477,7 +476,8 @@ for axis, index in zip(axes, [*by_label[0], *by_label[1]], strict=True):
     axis.set_title(("different", "same")[examples.label(index)], fontsize=10)
     axis.axis("off")
 plots.show(
-    fig, "Four pictures, each with two patterns of light and dark cells far apart, titled same or different."
+    fig,
+    "Four pictures, each with two patterns of 4 x 4 light and dark cells far apart; under same the cells agree, though one may be paler.",
 )
 
 # %% [markdown] tags=["predict"]
@@ -506,8 +506,8 @@ for row, mine in patterns.items():
 assert fresh["similarity"] - fresh["average"] > 0.4
 
 # %% [markdown] tags=["explain"]
-# Only the two that reach the whole picture learn it, in four folds of five; in the fifth their training failed.
-# The others toss a coin. But the average does it as well as the map: it may tell every place which patterns
+# Only the two that reach the whole picture learn it, in four folds of five. In the fifth training failed, which the intervals, over pictures, do not know.
+# The others toss a coin. But the average learns it, too, in three of these folds better: it may tell every place which patterns
 # there are, and the next layer whether they are two of a kind. With a closed set of eight, *reach* is enough.
 # Notebook 01 built the task where an average falls short: patterns never seen in training.
 #
@@ -530,37 +530,40 @@ assert minus("c3d_small-long", "c3d_small").low > 0
 assert minus("c3d_small_non_local-long", "c3d_small-long").value < 0
 
 # %% [markdown] tags=["explain"]
-# Every fold chooses 48 epochs, and the reported folds agree. The blocks do not catch up (one
-# seed).
+# Every fold chooses 48 epochs; on the reported folds they bring 5 points, with the seed that was `c3d_small`'s lowest. Whether the blocks catch up stays open.
 #
 # Other clips first: `c3d_small-procedural` was trained on 1,200 procedural clips (notebook 11) before it saw a
-# film. And another kind of evidence: trajectories (notebook 15) fail on other clips than networks do.
+# film. And another kind of evidence: trajectories (notebook 15) may fail on other clips than networks.
 # *Late fusion* averages the class probabilities of both.
 
 # %%
 print(f"first on procedural clips - c3d_small: {study.points(minus('c3d_small-procedural', 'c3d_small'))}")
-tracks, fused = [], []
+again, fused, control = [], [], []
 for seed in (0, 1, 2):
-    mine = [replace(run, seed=seed) for run in runs["idt"]]  # trajectories were learnt once
+    tracks = [replace(run, seed=seed) for run in runs["idt"]]  # learnt once
     streams = [run for run in runs["st_resnet_small"] if run.seed == seed]
-    tracks += mine
-    fused += study.late_fusion("st_resnet_small + idt", streams, mine)
-print(f"st_resnet_small + idt: {study.interval(fused)}")
-for row, alone in (("st_resnet_small", runs["st_resnet_small"]), ("idt", tracks)):
+    others = [replace(run, seed=seed) for run in runs["st_resnet_small"] if run.seed == (seed + 1) % 3]
+    again += tracks
+    fused += study.late_fusion("st_resnet_small + idt", streams, tracks)
+    control += study.late_fusion("st_resnet_small twice", streams, others)
+print(
+    f"st_resnet_small + idt: {study.interval(fused)}; two seeds of st_resnet_small: {study.interval(control)}"
+)
+for name, alone in (("st_resnet_small", runs["st_resnet_small"]), ("idt", again), ("two seeds", control)):
     gain = study.difference_interval(fused, alone)
-    print(f"  minus {row}: {study.points(gain)}")
-    assert gain.low > 0
+    print(f"  minus {name}: {study.points(gain)}")
+    assert gain.low > 0 or name == "two seeds"
+assert gain.low < 0 < gain.high
 assert study.interval(fused).value > 0.7
 
 # %% [markdown] tags=["explain"]
-# Pre-training on a stick figure: nothing that five runs can show. Two kinds of evidence beat each
-# alone: residual streams with trajectories are the highest row here.
+# Pre-training on a stick figure: nothing that five runs can show. The fusion is above each alone, and the highest row here. But so is one of two *seeds* of the residual streams: that the second kind of evidence matters is not shown.
 
 # %% [markdown]
 # ## 11 · Train two rows now
 #
 # These cells train `c3d_small` and `c3d_small_non_local` here, on the clips of section 2, with the recorded
-# recipe; the `quick` profile has fewer epochs. Where runs on these clips are recorded, theirs stand beside. On another kind of machine compare intervals, not digits.
+# recipe; the `quick` profile has fewer epochs. One fold and one seed decide nothing. On another kind of machine compare intervals, not digits.
 
 # %%
 recorded = study.read_runs(clips.name) if (results_root() / clips.name).is_dir() else []
@@ -629,7 +632,7 @@ if output:
 #
 # **Shown**, for these clips, this size and this recipe:
 #
-# - Flow is worth 35 points to the 3D network; on flow it beats the LSTM; hand-made trajectories are not behind.
+# - Flow is worth 23 to 47 points to the 3D network; on flow it beats the LSTM; to hand-made trajectories there is no clear difference.
 # - Two embedded Gaussian blocks bring no gain, with three seeds and in both frameworks, but some loss, which a
 #   uniform average in the map's place does not. Nor do compact generalized blocks bring one that their control lacks.
 # - Where the label needs far places a network must reach them; with a closed set of patterns an average
@@ -655,7 +658,7 @@ if output:
 # `c3d_small`; `signs` is 10,000 x 113 tosses, +1 or -1. Return the share of tosses whose total is at least as far
 # from 0 as the real one: the two-sided p-value.
 #
-# **Expect**: a number between 0 and 1. Small means: hard to explain by chance.
+# **Expect**: clearly above 0.05, as seed 0's interval in section 6 holds 0. Small would mean: hard to explain by chance.
 #
 # <details><summary>Hint 1: a nudge</summary> A toss turns the sign of a whole source. </details>
 # <details><summary>Hint 2: the formula</summary> $p = \frac1K \sum_k [\, |\sum_g s_{kg} d_g| \ge |\sum_g d_g| \,]$ </details>
@@ -684,6 +687,7 @@ check(
     np.mean(np.abs(totals) >= abs(d.sum())),
     mistakes={
         "one-sided: look at the size of the total, not at its sign": np.mean(totals >= d.sum()),
+        "one-sided: totals far above 0 count, too": np.mean(totals <= d.sum()),
         "'further' leaves out totals as large as the real one": np.mean(np.abs(totals) > abs(d.sum())),
         "this is the share of smaller totals": np.mean(np.abs(totals) < abs(d.sum())),
     },
@@ -693,16 +697,15 @@ check(
 # ## What you learned
 #
 # - Sources are kept whole, in folds and in the bootstrap; with single clips the interval is too narrow.
-# - Two networks are compared on the same clips, by their paired difference.
-# - A gain is the map's only when no control shows it, too, and more than one seed does. On 296 clips there was none.
+# - A gain is the map's only when no control shows it, too, and several seeds do. On 296 clips there was none.
 #
 # ## Further reading
 #
 # - X. Wang, R. Girshick, A. Gupta, K. He: Non-local Neural Networks. CVPR 2018. Section 4 and Table 2.
-# - D. Tran, L. Bourdev, R. Fergus, L. Torresani, M. Paluri: Learning Spatiotemporal Features with 3D
+# - D. Tran and others: Learning Spatiotemporal Features with 3D
 #   Convolutional Networks. ICCV 2015.
-# - J. Donahue, L. A. Hendricks, S. Guadarrama, M. Rohrbach, S. Venugopalan, K. Saenko, T. Darrell: Long-term
+# - J. Donahue and others: Long-term
 #   Recurrent Convolutional Networks for Visual Recognition and Description. CVPR 2015.
 # - K. Simonyan, A. Zisserman: Two-Stream Convolutional Networks for Action Recognition in Videos. NIPS 2014.
-# - H. Jhuang, J. Gall, S. Zuffi, C. Schmid, M. J. Black: Towards Understanding Action Recognition. ICCV 2013.
+# - H. Jhuang and others: Towards Understanding Action Recognition. ICCV 2013.
 # - B. Efron, R. J. Tibshirani: An Introduction to the Bootstrap. Chapman and Hall, 1993.
