@@ -164,7 +164,7 @@ for path in sorted((results_root() / "throughput").glob("*-cpu.json")):
 assert 1e-3 < rates["step"] / rates["matrix product"] < 2
 
 # %% [markdown]
-# So the study decodes once, keeps frames as bytes, and cuts each batch from them: on real clips, more than twice as fast. What remains is the step, in the stored run at about two fifths of that product's speed. Likely reasons: normalisation, ReLU and pooling do few sums a number fetched.
+# So the study decodes once, keeps frames as bytes, and cuts each batch from them: on real clips, more than twice as fast. What remains is the step, in the stored run at less than half of that product's speed. Likely reasons: normalisation, ReLU and pooling do few sums a number fetched.
 #
 # ## 2 · The same numbers, stored and compiled otherwise
 #
