@@ -558,7 +558,7 @@ assert study.interval(fused).value > 0.7
 
 # %% [markdown] tags=["explain"]
 # Pre-training on a stick figure: nothing that five runs can show. The fusion is above each alone, but not clearly
-# above one of two *seeds* of the streams. And it is one of seven that we tried on these very folds: 74 % flatters
+# above one of two *seeds* of the streams. And it is one of seven that we tried on these folds: 74 % flatters
 # it.
 
 # %% [markdown]
