@@ -337,7 +337,7 @@ def _candidate(recipe=None, **options):
     return Entry("c3d_small_non_local", options, recipe or {})
 
 
-# Settings for the 3D network with and without blocks, tried on training folds alone (`nlutils.study.choice`).
+# Settings tried on training folds alone, and members of late fusions (`nlutils.study.choice`).
 CANDIDATES = {
     "c3d_small": {
         "default": Entry("c3d_small"),
@@ -365,4 +365,9 @@ CANDIDATES = {
         "smoothed": _candidate({"label_smoothing": 0.1}),
         "long": _candidate({"epochs": 48}),
     },
+    "st_resnet_small": {
+        "default": Entry("st_resnet_small"),
+        "long": Entry("st_resnet_small", {}, {"epochs": 48}),
+    },
+    "idt": {"default": _STREAMS["idt"]},
 }
