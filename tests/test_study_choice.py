@@ -1,10 +1,12 @@
 """Settings are chosen by clips that the reported fold does not hold, in runs that saw nothing of it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_study_results import a_run
 
-from nlutils.study.choice import chosen, pairs, validation_accuracy
+from nlutils.study.choice import as_chosen, chosen, fusions, pairs, validation_accuracy
 
 
 def a_pair(right, folds):
@@ -62,3 +64,35 @@ def test_the_reported_fold_has_no_say():
     after = chosen({name: runs_of(one) for name, one in answers.items()})
     assert after[2] == before[2]
     assert after != before  # the others do see it
+
+
+def test_fusions_are_all_sets_of_rows_small_ones_first():
+    """b is surer than a, so it decides where they differ; of equal candidates the fewest members win."""
+    answers = {pair: {k: [True, False] for k in pair} for pair in pairs(range(3))}
+    a = runs_of(answers)
+    b = [replace(run, row="b", logits=(-3 * np.asarray(run.logits)).tolist()) for run in a]
+    made = fusions({"a": a, "b": b, "c": a}, 2)
+    assert list(made) == ["a", "b", "c", "a + b", "a + c", "b + c"]
+    assert [run.right.tolist() for run in made["a + b"]] == [[False, True] * 2] * 3
+    assert [run.right.tolist() for run in made["a + c"]] == [[True, False] * 2] * 3
+    assert made["a + b"][0].fold == [0, 1]
+    assert set(chosen(made).values()) == {"a"}
+    assert list(fusions({"a": a}, 1)) == ["a"]
+    with pytest.raises(ValueError, match="most=3: a fusion has 1 to 2 members"):
+        fusions({"a": a, "b": b}, 3)
+
+
+def test_a_chosen_row_takes_each_fold_from_its_choice():
+    rows = {
+        name: [a_run([ok], row=name, fold=fold, seed=seed) for fold in (0, 1) for seed in (0, 1)]
+        for name, ok in (("a", True), ("b", False))
+    }
+    made = as_chosen("best", {0: "b", 1: "a"}, rows)
+    assert [(run.row, run.run, run.accuracy) for run in made] == [
+        ("best", "best-fold0-seed0", 0.0),
+        ("best", "best-fold0-seed1", 0.0),
+        ("best", "best-fold1-seed0", 1.0),
+        ("best", "best-fold1-seed1", 1.0),
+    ]
+    with pytest.raises(ValueError, match=r"fold 2 chose 'a', which was not run on it"):
+        as_chosen("best", {2: "a"}, rows)

@@ -1,6 +1,6 @@
 """The study: train, test and measure networks on clips, and record what comes out."""
 
-from nlutils.study.choice import chosen, pairs, validation_accuracy
+from nlutils.study.choice import as_chosen, chosen, fusions, pairs, validation_accuracy
 from nlutils.study.cost import example_input, measure, multiply_adds, parameters
 from nlutils.study.evaluate import accuracy, evaluate
 from nlutils.study.figures import comparison_figure, describe, describe_differences, difference_figure
@@ -56,6 +56,7 @@ __all__ = [
     "Study",
     "accuracy",
     "architectures_table",
+    "as_chosen",
     "best_device",
     "bootstrap",
     "by_row",
@@ -73,6 +74,7 @@ __all__ = [
     "draw_prediction",
     "evaluate",
     "example_input",
+    "fusions",
     "interval",
     "late_fusion",
     "markdown_table",

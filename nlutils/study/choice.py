@@ -6,13 +6,14 @@ runs a candidate.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 
-from nlutils.study.results import Run
+from nlutils.study.results import Run, late_fusion
 
-__all__ = ["chosen", "pairs", "validation_accuracy"]
+__all__ = ["as_chosen", "chosen", "fusions", "pairs", "validation_accuracy"]
 
 
 def pairs(folds: Iterable[int]) -> list[tuple[int, int]]:
@@ -59,3 +60,37 @@ def chosen(candidates: Mapping[str, Iterable[Run]]) -> dict[int, str]:
         fold: {name: validation_accuracy(runs, fold) for name, runs in candidates.items()} for fold in folds
     }
     return {fold: max(scores, key=scores.get) for fold, scores in table.items()}
+
+
+def fusions(rows: Mapping[str, Iterable[Run]], most: int) -> dict[str, list[Run]]:
+    """{name: runs} of each row alone, then of each late fusion of two to `most` rows, called `a + b`.
+
+    `rows` are {name: its runs}, all on the same folds with the same seeds. In this order `chosen` takes the
+    fusion of fewest members among equal ones.
+    """
+    if not 1 <= most <= len(rows):
+        raise ValueError(f"most={most}: a fusion has 1 to {len(rows)} members, as many as there are rows")
+    made = {name: list(runs) for name, runs in rows.items()}
+    for count in range(2, most + 1):
+        for members in combinations(rows, count):
+            name = " + ".join(members)
+            made[name] = late_fusion(name, *(made[member] for member in members))
+    return made
+
+
+def as_chosen(row: str, winners: Mapping[int, str], rows: Mapping[str, Iterable[Run]]) -> list[Run]:
+    """The runs of a new row: for each fold those of the row that the fold chose.
+
+    `winners` is what `chosen` returns, `rows` are {name: its runs, one fold left out}. Raises ValueError for
+    a choice that was not run on its fold.
+    """
+    made = []
+    for fold, winner in winners.items():
+        mine = [run for run in rows.get(winner, ()) if run.fold == fold]
+        if not mine:
+            raise ValueError(
+                f"fold {fold} chose {winner!r}, which was not run on it; run it, or leave it out. "
+                f"There are {sorted(rows)}"
+            )
+        made += [replace(run, run=run.run.replace(run.row, row, 1), row=row) for run in mine]
+    return made
