@@ -336,11 +336,14 @@ def test_every_row_of_the_plan_can_be_made_and_belongs_to_a_part():
 
 
 def test_a_row_that_begins_with_other_weights_stands_in_the_table(tmp_path):
-    """What the plan changes in a row is no reason to keep it apart."""
+    """What the plan changes in a row is no reason to keep it apart; the training before its own is told."""
     write_run(a_run([True, False]), tmp_path)
     recipe = {**a_run([True]).recipe, "init": "inflated"}
-    write_run(replace(a_run([True, True], row="i3d_small"), recipe=recipe), tmp_path)
-    assert "| 3D, inflated from frame averaging" in readme_table("trial", tmp_path)
+    inflated = replace(a_run([True, True], row="i3d_small"), recipe=recipe, start={"epochs": 24})
+    write_run(inflated, tmp_path)
+    page = readme_table("trial", tmp_path)
+    assert "| 3D, inflated from frame averaging" in page
+    assert "3 epochs, after 24 others in the row '3D, inflated from frame averaging" in page
     write_run(replace(a_run([True, True], row="cnn_rnn"), recipe=recipe), tmp_path)
     with pytest.raises(ValueError, match="differ in their recipe, clips, folds or seeds"):
         readme_table("trial", tmp_path)

@@ -10,7 +10,7 @@ from nlutils.study.figures import comparison_figure, describe
 from nlutils.study.plan import PARTS, ROWS
 from nlutils.study.recipe import Recipe
 from nlutils.study.results import read_runs
-from nlutils.study.tables import architectures_table, difference_table, markdown_table, summarise
+from nlutils.study.tables import architectures_table, difference_table, markdown_table, summarise, title_of
 
 __all__ = ["readme_table", "write_readme_table"]
 
@@ -45,7 +45,8 @@ def readme_table(study: str = "core8", root=None) -> str:
         f"![{describe(rows)}](data/results/{study}/comparison.png)",
         f"{first.data['source']}; {clips} clips, each tested by a network that saw none of its source. "
         f"{_count(rows[0].folds, 'fold')}, {_seeds(rows)}, "
-        f"{_count(first.recipe['epochs'], 'epoch')}; chance is {100 / len(first.classes):.1f} %. "
+        f"{_count(first.recipe['epochs'], 'epoch')}{_earlier(shown)}; "
+        f"chance is {100 / len(first.classes):.1f} %. "
         "In brackets are 95 % intervals, drawn over sources. Multiply-adds are those of one clip, rates the "
         "best of the folds (on a CPU of one processor; they are noisy), training "
         f"memory that of one step of {first.recipe['batch']} clips. Recorded on {where}, "
@@ -90,6 +91,12 @@ def _common(run) -> dict:
     usual = Recipe().settings()
     own = {"seed", *(ROWS[run.row].recipe if run.row in ROWS else ())}
     return {**usual, **run.recipe, **{name: usual[name] for name in own}}
+
+
+def _earlier(runs) -> str:
+    """Which rows began with weights that had been trained before, and for how long."""
+    earlier = {title_of(run.row): run.start["epochs"] for run in runs if run.start.get("epochs")}
+    return "".join(f", after {count} others in the row {title!r}" for title, count in earlier.items())
 
 
 def _seeds(rows) -> str:
