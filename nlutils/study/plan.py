@@ -172,6 +172,11 @@ _PRETRAINED = {
     for row, title in (("c3d_small", "3D"), ("c3d_small_non_local", "3D + blocks"))
 }
 
+_DIFFERENCES = {
+    f"{row}-differences": Entry(row, {"input": "differences"}, title=f"{title}, differences of frames")
+    for row, title in (("c3d_small", "3D"), ("c3d_small_non_local", "3D + blocks"))
+}
+
 _LONGER = {
     f"{row}-long": Entry(row, {}, {"epochs": 48}, title=f"{title}, 48 epochs")
     for row, title in (("c3d_small", "3D"), ("c3d_small_non_local", "3D + blocks"))
@@ -197,6 +202,7 @@ ROWS = {
     **_RELATIONS,
     **_KERAS,
     **_PRETRAINED,
+    **_DIFFERENCES,
     **_LONGER,
     **_RESIDUAL,
 }
@@ -258,6 +264,18 @@ PARTS = {
         ("c3d_small", "c3d_small_non_local", *_LONGER),
         "c3d_small",
     ),
+    "inputs": Part(
+        "what the networks see",
+        (
+            "c3d_small",
+            "c3d_small-rgb",
+            "c3d_small-differences",
+            "c3d_small_non_local-differences",
+            "two_stream_3d",
+            "two_stream_3d-motion",
+        ),
+        "c3d_small",
+    ),
     # The highest of many rows is partly luck: it is trained again.
     "highest": Part(
         "the highest row, with more seeds", ("c3d_small", "st_resnet_small"), "c3d_small", (0, 1, 2)
@@ -302,6 +320,7 @@ STUDIES = {
             "blocks",
             "keras",
             "pretrained",
+            "inputs",
             "longer",
             "highest",
             "residual",
