@@ -36,7 +36,7 @@ def test_a_folder_gives_the_table_and_goes_on_where_it_was_stopped(folder, tmp_p
     printed = capsys.readouterr().out
     assert "my_clips: folder my clips!, 8 clips, 160 x 120; 2 runs" in printed
     assert "4 folds, not 5" in printed
-    assert "| frame averaging, 2D | flow |" in printed
+    assert "| frame averaging, 2D `frame_average` | flow |" in printed
     assert f"recorded in {command.shown(tmp_path / 'results' / 'my_clips')}" in printed
     kept = sorted(path.name for path in (tmp_path / "results" / "my_clips" / "weights").iterdir())
     assert kept == ["c3d_small-fold0-seed0.pt", "frame_average-fold0-seed0.pt"]

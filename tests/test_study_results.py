@@ -238,7 +238,7 @@ def test_the_table_has_a_row_an_architecture(tmp_path):
     assert (rows[0].folds, rows[0].seeds, rows[0].accuracy.value) == (2, 1, 0.5)
     lines = markdown_table(rows).splitlines()
     assert len(lines) == 5
-    assert lines[2].startswith("| C3D-style, 3D (Tran et al. 2015) | flow | 50 % (")
+    assert lines[2].startswith("| C3D-style, 3D (Tran et al. 2015) `c3d_small` | flow | 50 % (")
     assert len({line.count("|") for line in lines}) == 1
 
 
@@ -249,13 +249,14 @@ def test_published_input_and_flow_stand_in_one_line():
     ]
     runs.append(replace(a_run([True, True], row="two_stream_small"), input="rgb+flow"))
     lines = architectures_table(summarise(runs)).splitlines()[2:]
-    assert lines[0].startswith("| C3D-style, 3D (Tran et al. 2015) | rgb: 0 % (0 to 0) | 50 % (")
-    assert lines[1].startswith("| two-stream (Simonyan, Zisserman 2014) | rgb+flow: 100 % (100 to 100) | – |")
+    assert lines[0].startswith("| C3D-style, 3D (Tran et al. 2015) `c3d_small` | rgb: 0 % (0 to 0) | 50 % (")
+    assert lines[1].startswith("| two-stream (Simonyan, Zisserman 2014) `two_stream_small` | rgb+flow: 100 %")
+    assert lines[1].split(" | ")[2] == "–"
     assert len(lines) == 2
     tracks = replace(a_run([True], row="idt"), input="rgb")
     line = architectures_table(summarise([tracks])).splitlines()[2]
     assert line.startswith(
-        "| improved dense trajectories (Wang, Schmid 2013) | rgb: 100 % (100 to 100) | – |"
+        "| improved dense trajectories (Wang, Schmid 2013) `idt` | rgb: 100 % (100 to 100) | – |"
     )
 
 
@@ -268,7 +269,7 @@ def test_differences_to_the_reference_are_paired_and_of_the_same_seeds():
         a_run([True, True, True, False], row="c3d_small_uniform"),
     ]
     lines = difference_table(runs, part).splitlines()[2:]
-    assert lines[0].startswith("| C3D-style, 3D (Tran et al. 2015) | 2 | 25 % (")
+    assert lines[0].startswith("| C3D-style, 3D (Tran et al. 2015) `c3d_small` | 2 | 25 % (")
     assert "| +25 (+0 to +75) |" in lines[1]
     with pytest.raises(ValueError, match="no run of the rows c3d_small_uniform is recorded"):
         difference_table(runs[:2], part)
@@ -314,7 +315,10 @@ def test_a_limit_close_to_zero_keeps_its_side():
 def test_other_orders_of_time_have_a_column_each():
     views = {"reversed": [1, 1], "shuffled": [0, 1], "one_step": [0, 0]}
     table = time_table([replace(a_run([True, True]), views=views), a_run([True], row="other")])
-    assert table.splitlines()[2] == "| C3D-style, 3D (Tran et al. 2015) | flow | 100 % | 0 % | 50 % | 100 % |"
+    assert (
+        table.splitlines()[2]
+        == "| C3D-style, 3D (Tran et al. 2015) `c3d_small` | flow | 100 % | 0 % | 50 % | 100 % |"
+    )
     assert len(table.splitlines()) == 3
 
 

@@ -67,6 +67,11 @@ def title_of(row: str) -> str:
     return model_title(row) if row in list_models() else row
 
 
+def _called(row: str, title: str) -> str:
+    """The title and, where it says something else, the name that `nlutils study run --row` takes."""
+    return f"{title} `{row}`" if row in ROWS or row in list_models() else title
+
+
 def summarise(runs: Iterable[Run]) -> list[Row]:
     """A `Row` for each row that is among `runs`."""
     return [_row(mine) for mine in by_row(runs).values()]
@@ -135,7 +140,7 @@ def markdown_table(rows: list[Row]) -> str:
         ["architecture", "input", "accuracy (95 % interval)", FOLDS, *COSTS],
         [
             [
-                row.title,
+                _called(row.row, row.title),
                 row.input,
                 str(row.accuracy),
                 _folds(row),
@@ -163,7 +168,7 @@ def architectures_table(rows: list[Row]) -> str:
         as_published = row if elsewhere else published
         lines.append(
             [
-                row.title,
+                _called(row.row, row.title),
                 f"{as_published.input}: {as_published.accuracy}" if as_published else "–",
                 "–" if elsewhere else str(row.accuracy),
                 str(row.seeds),
@@ -201,7 +206,8 @@ def difference_table(runs: Iterable[Run], part: Part) -> str:
     lines = []
     for row, gain in differences(runs, part):
         shown = "–" if gain is None else points(gain)
-        lines.append([row.title, str(row.seeds), str(row.accuracy), _folds(row), shown, *_costs(row)[:2]])
+        name = _called(row.row, row.title)
+        lines.append([name, str(row.seeds), str(row.accuracy), _folds(row), shown, *_costs(row)[:2]])
     heads = [
         "row",
         "seeds",
@@ -241,7 +247,8 @@ def time_table(runs: Iterable[Run]) -> str:
             labels = np.concatenate([run.labels for run in mine])
             for time in ("reversed", "shuffled", "one_step"):
                 shown.append((np.concatenate([run.views[time] for run in mine]) == labels).mean())
-            lines.append([title_of(row), mine[0].input, *(f"{100 * share:.0f} %" for share in shown)])
+            name = _called(row, title_of(row))
+            lines.append([name, mine[0].input, *(f"{100 * share:.0f} %" for share in shown)])
     heads = [
         "trained on clips as they are, tested on",
         "input",
