@@ -179,7 +179,11 @@ _DIFFERENCES = {
 
 _LONGER = {
     f"{row}-long": Entry(row, {}, {"epochs": 48}, title=f"{title}, 48 epochs")
-    for row, title in (("c3d_small", "3D"), ("c3d_small_non_local", "3D + blocks"))
+    for row, title in (
+        ("c3d_small", "3D"),
+        ("c3d_small_non_local", "3D + blocks"),
+        ("st_resnet_small", "residual streams"),
+    )
 }
 
 _RESIDUAL = {
@@ -276,9 +280,12 @@ PARTS = {
         ),
         "c3d_small",
     ),
-    # The highest of many rows is partly luck: it is trained again.
-    "highest": Part(
-        "the highest row, with more seeds", ("c3d_small", "st_resnet_small"), "c3d_small", (0, 1, 2)
+    # The highest of many rows is partly luck: they are trained again.
+    "fusions": Part(
+        "the highest rows, members of late fusions, with more seeds",
+        ("c3d_small", "c3d_small-long", "st_resnet_small", "st_resnet_small-long", "idt"),
+        "c3d_small",
+        (0, 1, 2),
     ),
     "residual": Part(
         "what the residual streams live on",
@@ -322,7 +329,7 @@ STUDIES = {
             "pretrained",
             "inputs",
             "longer",
-            "highest",
+            "fusions",
             "residual",
         ),
     ),
