@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_study_results import a_run
 
+from nlutils.study import PARTS, read_runs, readme_table, write_run
 from nlutils.study.choice import as_chosen, chosen, fusions, pairs, validation_accuracy
 
 
@@ -96,3 +97,23 @@ def test_a_chosen_row_takes_each_fold_from_its_choice():
     ]
     with pytest.raises(ValueError, match=r"fold 2 chose 'a', which was not run on it"):
         as_chosen("best", {2: "a"}, rows)
+
+
+def test_the_readme_says_what_the_chosen_fusion_reaches(tmp_path):
+    """Trajectories alone are right in validation; where they are reported, in one fold of three."""
+    folds = range(3)
+    for row in PARTS["fusions"].rows:
+        for pair in pairs(folds):
+            one = a_pair({fold: [row == "idt"] * 2 for fold in folds}, pair)
+            name = row if row.endswith("-long") else f"{row}-default"
+            run = f"{name}-fold{pair[0]}+{pair[1]}-seed0"
+            write_run(replace(one, study="trial-choice", row=name, run=run), tmp_path)
+        for fold in folds:
+            write_run(a_run([fold == 0], row=row, fold=fold), tmp_path)
+    assert len(read_runs("trial-choice", tmp_path)) == 15
+    page = readme_table("trial", tmp_path)
+    assert "inside its training folds, 1 seed: 33 % (0 to 100)." in page
+    assert "(fold 0: `idt`; fold 1: `idt`; fold 2: `idt`)" in page
+    for path in tmp_path.glob("trial/idt-*.json"):
+        path.unlink()
+    assert "Late fusion" not in readme_table("trial", tmp_path)

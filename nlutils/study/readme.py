@@ -6,16 +6,27 @@ from itertools import product
 from pathlib import Path
 
 from nlutils.paths import atomic_path, project_root, results_root
+from nlutils.study.choice import as_chosen, chosen, fusions
 from nlutils.study.figures import comparison_figure, describe
 from nlutils.study.plan import PARTS, ROWS
 from nlutils.study.recipe import Recipe
-from nlutils.study.results import read_runs
-from nlutils.study.tables import architectures_table, difference_table, markdown_table, summarise, title_of
+from nlutils.study.results import interval, read_runs
+from nlutils.study.tables import (
+    architectures_table,
+    by_row,
+    difference_table,
+    markdown_table,
+    summarise,
+    title_of,
+)
 
 __all__ = ["readme_table", "write_readme_table"]
 
 # The README's comment lines around the comparison; the first may also name the command that writes it.
 MARKS = re.compile(r"(<!-- comparison\b[^>]*-->).*?(<!-- /comparison -->)", re.DOTALL)
+
+# Rows in a late fusion at most.
+MEMBERS = 3
 
 
 def readme_table(study: str = "core8", root=None) -> str:
@@ -56,7 +67,30 @@ def readme_table(study: str = "core8", root=None) -> str:
     controls = PARTS["controls"]
     if set(controls.rows) <= {run.row for run in runs}:
         parts.insert(2, f"And {controls.title}:\n\n{difference_table(runs, controls)}")
-    return "\n\n".join(parts)
+    fused = _chosen_fusion(study, root)
+    return "\n\n".join([*parts, fused] if fused else parts)
+
+
+def _chosen_fusion(study, root) -> str:
+    """What a late fusion reaches whose members each fold chose by its training folds; "" without records."""
+    members = PARTS["fusions"].rows
+    if not (Path(root or results_root()) / f"{study}-choice").is_dir():
+        return ""
+    tried = by_row(read_runs(f"{study}-choice", root))
+    tried = {name.removesuffix("-default"): runs for name, runs in tried.items()}
+    rows = by_row(read_runs(study, root))
+    if not set(members) <= tried.keys() & rows.keys():
+        return ""
+    cells = set.intersection(*({(run.fold, run.seed) for run in rows[name]} for name in members))
+    rows = {name: [run for run in rows[name] if (run.fold, run.seed) in cells] for name in members}
+    winners = chosen(fusions({name: tried[name] for name in members}, MEMBERS))
+    fused = as_chosen("fused", winners, fusions(rows, MEMBERS))
+    choices = "; ".join(f"fold {fold}: `{winner}`" for fold, winner in winners.items())
+    return (
+        f"Late fusion of up to {MEMBERS} rows, chosen for each fold by validation inside its training folds, "
+        f"{_seeds(summarise(fused))}: {interval(fused)}. The choices ({choices}) come from the runs in "
+        f"`data/results/{study}-choice/`."
+    )
 
 
 def write_readme_table(study: str = "core8", readme=None, root=None) -> str:
