@@ -336,6 +336,7 @@ STUDIES = {
     "procedural": Study(
         "procedural", ("networks",), recipe={"epochs": 6, "resize": (48, 48), "size": (40, 40)}
     ),
+    "jhmdb21": Study("jhmdb21", ("architectures", "controls")),
     "same_pattern": Study(
         "same_pattern",
         ("relations",),
@@ -359,41 +360,21 @@ def rows_of(names: Iterable[str]) -> dict[str, Entry]:
     return {name: ROWS[one_of("row", name, ROWS)] for name in names}
 
 
-def _candidate(recipe=None, **options):
-    return Entry("c3d_small_non_local", options, recipe or {})
-
-
 # Settings tried on training folds alone, and members of late fusions (`nlutils.study.choice`).
 CANDIDATES = {
     "c3d_small": {
-        "default": Entry("c3d_small"),
-        "differences": Entry("c3d_small", {"input": "differences"}),
+        "default": ROWS["c3d_small"],
         "smoothed": Entry("c3d_small", {}, {"label_smoothing": 0.1}),
-        "long": Entry("c3d_small", {}, {"epochs": 48}),
-        "pretrained": Entry("c3d_small", {}, {"init": "procedural"}),
-        "all": Entry(
-            "c3d_small",
-            {},
-            {"epochs": 48, "init": "procedural", "label_smoothing": 0.1, "test_flip": True},
-        ),
-        "wide": Entry("c3d_small", {"widths": [24, 48, 96, 192]}),
-        "slow": Entry("c3d_small", {}, {"lr": 2.5e-3}),
+        "long": ROWS["c3d_small-long"],
     },
     "c3d_small_non_local": {
-        "default": _candidate(),
-        "scaled": _candidate(scale=True),
-        "late": _candidate(non_local=[3]),
-        "last": _candidate(non_local=[4]),
-        "dot_product": _candidate(instantiation="dot_product"),
-        "all_keys": _candidate(subsample=None),
-        "slow_blocks": _candidate({"block_lr": 0.2}),
-        "fast_blocks": _candidate({"block_lr": 3.0}),
-        "smoothed": _candidate({"label_smoothing": 0.1}),
-        "long": _candidate({"epochs": 48}),
+        "default": ROWS["c3d_small_non_local"],
+        "slow": ROWS["nl-slow"],
+        "time": ROWS["nl-time"],
     },
     "st_resnet_small": {
-        "default": Entry("st_resnet_small"),
-        "long": Entry("st_resnet_small", {}, {"epochs": 48}),
+        "default": ROWS["st_resnet_small"],
+        "long": ROWS["st_resnet_small-long"],
     },
-    "idt": {"default": _STREAMS["idt"]},
+    "idt": {"default": ROWS["idt"]},
 }
