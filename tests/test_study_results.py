@@ -27,6 +27,7 @@ from nlutils.study import (
     rows_of,
     summarise,
     time_table,
+    trainings_interval,
     write_readme_table,
     write_run,
 )
@@ -147,6 +148,26 @@ def test_a_paired_difference_is_narrower_than_two_intervals():
     assert difference_interval(a, a) == Interval(0, 0, 0)
     with pytest.raises(ValueError, match=r"tested on 200 clips and b on 3, 3 of them the same"):
         difference_interval(a, [a_run([True] * 3, row="b")])
+
+
+def test_other_trainings_widen_the_interval():
+    """With one training each it is the paired interval; with trainings that differ it is wider."""
+    rng = np.random.default_rng(0)
+    groups = [f"g{i // 4}" for i in range(200)]
+    a, b = (
+        [a_run(rng.random(200) < share, row=row, groups=groups)] for row, share in (("a", 0.7), ("b", 0.6))
+    )
+    paired, same = difference_interval(a, b), trainings_interval(a, b)
+    assert (same.value, same.low, same.high) == pytest.approx((paired.value, paired.low, paired.high))
+    again = [*a, a_run(rng.random(200) < 0.9, row="a", seed=1, groups=groups)]
+    paired, with_trainings = difference_interval(again, b), trainings_interval(again, b)
+    assert with_trainings.value == pytest.approx(paired.value)
+    assert with_trainings.low < paired.low < paired.high < with_trainings.high
+    # One training right everywhere, one nowhere: in a quarter of the draws each is drawn twice.
+    sure = [a_run([seed == 1] * 200, row="a", seed=seed, groups=groups) for seed in (0, 1)]
+    assert trainings_interval(sure, [a_run([False] * 200, row="b", groups=groups)]) == Interval(0.5, 0.0, 1.0)
+    with pytest.raises(ValueError, match="a: seed 1 was tested on 3 of 200 clips"):
+        trainings_interval([*a, a_run([True] * 3, row="a", seed=1)], b)
 
 
 def test_late_fusion_averages_probabilities():

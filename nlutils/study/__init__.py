@@ -21,6 +21,7 @@ from nlutils.study.results import (
     interval,
     late_fusion,
     read_runs,
+    trainings_interval,
     write_run,
 )
 from nlutils.study.study import run_study
@@ -96,6 +97,7 @@ __all__ = [
     "summarise",
     "time_table",
     "train",
+    "trainings_interval",
     "validation_accuracy",
     "write_readme_table",
     "write_run",
