@@ -112,6 +112,9 @@ def add_study(commands) -> None:
     readme = actions.add_parser("readme", help="put a study's table and picture into the README")
     readme.add_argument("study", metavar="STUDY")
     readme.set_defaults(command=_study_readme)
+    pages = actions.add_parser("pages", help="write data/results/STUDY/README.md, all tables, of every study")
+    pages.add_argument("--root", type=Path, metavar="FOLDER", help="where runs are recorded (data/results)")
+    pages.set_defaults(command=_study_pages)
 
 
 def _options(named: bool = False) -> argparse.ArgumentParser:
@@ -199,6 +202,15 @@ def _study_table(options) -> int:
     from nlutils.study.command import print_table
 
     return print_table(options.study, options.root)
+
+
+def _study_pages(options) -> int:
+    from nlutils.paths import shown
+    from nlutils.study import write_results_pages
+
+    for path in write_results_pages(options.root):
+        print(f"written: {shown(path)}")
+    return 0
 
 
 def _study_readme(options) -> int:

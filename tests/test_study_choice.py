@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_study_results import a_run
 
-from nlutils.study import PARTS, read_runs, readme_table, write_run
+from nlutils.study import PARTS, read_runs, readme_table, results_page, write_run
 from nlutils.study.choice import as_chosen, chosen, fusions, pairs, validation_accuracy
 
 
@@ -114,6 +114,10 @@ def test_the_readme_says_what_the_chosen_fusion_reaches(tmp_path):
     page = readme_table("trial", tmp_path)
     assert "inside its training folds, 1 seed: 33 % (0 to 100)." in page
     assert "(fold 0: `idt`; fold 1: `idt`; fold 2: `idt`)" in page
+    beside = results_page("trial", tmp_path)
+    assert "inside the training folds: c3d_small" not in beside  # `smoothed` is not recorded
+    assert "inside the training folds: st_resnet_small\n" in beside
+    assert "| idt-default | **100.0** | **100.0** | **100.0** |" in beside
     for path in tmp_path.glob("trial/idt-*.json"):
         path.unlink()
     assert "Late fusion" not in readme_table("trial", tmp_path)

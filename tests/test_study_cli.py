@@ -326,3 +326,12 @@ def test_runs_recorded_without_weights_are_not_passed_over(folder, tmp_path, cap
 def test_a_name_is_made_of_any_folder_name():
     assert command._name_of("/a/Straße 5/..Clips (2024)") == "Clips_2024"
     assert command._name_of("/") == "clips"
+
+
+def test_pages_are_written_beside_the_runs_of_the_plan(tmp_path, capsys):
+    for study in ("core8", "mine"):
+        write_run(a_run([True, False], study=study), tmp_path)
+    assert run("study", "pages", "--root", tmp_path) == 0
+    page = tmp_path / "core8" / "README.md"
+    assert capsys.readouterr().out == f"written: {command.shown(page)}\n"
+    assert "`c3d_small` | flow | 50 %" in page.read_text(encoding="utf-8")

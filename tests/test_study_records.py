@@ -14,6 +14,7 @@ from nlutils.study import (
     by_row,
     read_runs,
     readme_table,
+    results_page,
     rows_of,
 )
 from nlutils.study.fold import full_options
@@ -75,6 +76,12 @@ def test_accuracies_are_those_of_the_logits(runs):
 def test_the_readme_shows_what_is_recorded():
     page = (project_root() / "README.md").read_text(encoding="utf-8")
     assert readme_table("core8") in page
+
+
+@pytest.mark.parametrize("study", RECORDED)
+def test_the_page_beside_the_runs_shows_them(study):
+    page = (results_root() / study / "README.md").read_text(encoding="utf-8")
+    assert results_page(study) == page
 
 
 def test_files_are_small():

@@ -29,6 +29,7 @@ from nlutils.study import (
     time_table,
     trainings_interval,
     write_readme_table,
+    write_results_pages,
     write_run,
 )
 from nlutils.study.cost import HeldBytes, example_input, measure, multiply_adds, parameters, training_memory
@@ -381,6 +382,18 @@ def test_a_seed_that_lacks_folds_makes_no_readme_table(tmp_path):
         readme_table("trial", tmp_path)
     write_run(a_run([True, False], fold=1, seed=1), tmp_path)
     assert "2 folds, 2 seeds" in readme_table("trial", tmp_path)
+
+
+def test_a_page_has_every_row_and_the_parts_that_are_whole(tmp_path):
+    views = {"reversed": [1, 1], "shuffled": [0, 1], "one_step": [0, 0]}
+    for row in ("c3d_small", "c3d_small_non_local", *PARTS["longer"].rows):
+        write_run(replace(a_run([True, False], row=row, study="core8"), views=views), tmp_path)
+    (page,) = write_results_pages(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert page == tmp_path / "core8/README.md"
+    assert text.count("`st_resnet_small-long`") == 3  # all rows, the part, other orders of time
+    assert "## longer: twice as many epochs" in text
+    assert "## controls" not in text
 
 
 def test_rows_that_are_not_comparable_make_no_readme_table(tmp_path):

@@ -7,6 +7,7 @@ from nlutils.study.figures import comparison_figure, describe, describe_differen
 from nlutils.study.fold import best_device, run_fold
 from nlutils.study.grid import Entry
 from nlutils.study.inputs import Inputs, prepare
+from nlutils.study.pages import results_page, write_results_pages
 from nlutils.study.plan import CANDIDATES, PARTS, ROWS, STUDIES, Part, Study, rows_of
 from nlutils.study.predict import Attention, Prediction, draw_prediction, predict
 from nlutils.study.provenance import code_digest, provenance
@@ -89,6 +90,7 @@ __all__ = [
     "provenance",
     "read_runs",
     "readme_table",
+    "results_page",
     "rows_of",
     "run_fold",
     "run_study",
@@ -100,5 +102,6 @@ __all__ = [
     "trainings_interval",
     "validation_accuracy",
     "write_readme_table",
+    "write_results_pages",
     "write_run",
 ]

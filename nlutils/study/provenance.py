@@ -23,6 +23,7 @@ SHOWING = (
     "command.py",
     "figures.py",
     "listing.py",
+    "pages.py",
     "plan.py",
     "predict.py",
     "readme.py",

@@ -20,7 +20,7 @@ from nlutils.study.tables import (
     title_of,
 )
 
-__all__ = ["readme_table", "write_readme_table"]
+__all__ = ["caption", "readme_table", "write_readme_table"]
 
 # The README's comment lines around the comparison; the first may also name the command that writes it.
 MARKS = re.compile(r"(<!-- comparison\b[^>]*-->).*?(<!-- /comparison -->)", re.DOTALL)
@@ -38,9 +38,23 @@ def readme_table(study: str = "core8", root=None) -> str:
     planned = [run for run in runs if run.row in PARTS["architectures"].rows]
     shown = planned or runs
     rows = summarise(shown)
-    first = shown[0]
-    settings = {json.dumps([_common(run), run.data["source"]], sort_keys=True) for run in shown}
-    tested = {row.row: sorted((run.fold, run.seed) for run in shown if run.row == row.row) for row in rows}
+    _check_comparable(shown, rows, study)
+    parts = [
+        architectures_table(rows) if planned else markdown_table(rows),
+        f"![{describe(rows)}](data/results/{study}/comparison.png)",
+        f"{caption(shown)} Networks of several streams have no other input. All tables, and every run with "
+        f"its logits and settings, are in `data/results/{study}/`.",
+    ]
+    controls = PARTS["controls"]
+    if set(controls.rows) <= {run.row for run in runs}:
+        parts.insert(2, f"And {controls.title}:\n\n{difference_table(runs, controls)}")
+    fused = _chosen_fusion(study, root)
+    return "\n\n".join([*parts, fused] if fused else parts)
+
+
+def _check_comparable(runs, rows, study):
+    settings = {json.dumps([_common(run), run.data["source"]], sort_keys=True) for run in runs}
+    tested = {row.row: sorted((run.fold, run.seed) for run in runs if run.row == row.row) for row in rows}
     folds = {tuple(sorted({fold for fold, _ in cells})) for cells in tested.values()}
     whole = all(cells == sorted(product(*map(set, zip(*cells, strict=True)))) for cells in tested.values())
     if len(settings) > 1 or len(folds) > 1 or not whole:
@@ -48,27 +62,25 @@ def readme_table(study: str = "core8", root=None) -> str:
             f"the runs of {study!r} differ in their recipe, clips, folds or seeds, so their rows do not "
             "belong in one table; run the missing ones, or give the others a study of their own"
         )
-    clips = sum(len(run.names) for run in shown if run.row == first.row and run.seed == first.seed)
+
+
+def caption(runs) -> str:
+    """What the numbers of a table of these runs are."""
+    first, rows = runs[0], summarise(runs)
+    clips = sum(len(run.names) for run in runs if run.row == first.row and run.seed == first.seed)
     machine = first.provenance["machine"]
-    where = machine.get("gpu", machine["processor"])
-    parts = [
-        architectures_table(rows) if planned else markdown_table(rows),
-        f"![{describe(rows)}](data/results/{study}/comparison.png)",
+    return (
         f"{first.data['source']}; {clips} clips, each tested by a network that saw none of its source. "
         f"{_count(rows[0].folds, 'fold')}, {_seeds(rows)}, "
-        f"{_count(first.recipe['epochs'], 'epoch')}{_earlier(shown)}; "
+        f"{_count(first.recipe['epochs'], 'epoch')}{_earlier(runs)}; "
         f"chance is {100 / len(first.classes):.1f} %. "
-        "In brackets are 95 % intervals, drawn over sources. Multiply-adds are those of one clip, rates the "
-        "best of the folds (on a CPU of one processor; they are noisy), training "
-        f"memory that of one step of {first.recipe['batch']} clips. Recorded on {where}, "
-        f"{_count(machine['threads'], 'thread')} a run; every run with its logits and settings is in "
-        f"`data/results/{study}/`.",
-    ]
-    controls = PARTS["controls"]
-    if set(controls.rows) <= {run.row for run in runs}:
-        parts.insert(2, f"And {controls.title}:\n\n{difference_table(runs, controls)}")
-    fused = _chosen_fusion(study, root)
-    return "\n\n".join([*parts, fused] if fused else parts)
+        "In brackets are 95 % intervals, drawn over sources: what other films would do, not other "
+        "trainings. Multiply-adds are those of one clip. Rates are the best of the first seed's folds (on a "
+        "CPU of one processor; they are noisy), without decoding and flow, which are computed once, but "
+        f"with the flow of trajectories. Training memory is that of one step of {first.recipe['batch']} "
+        f"clips. Recorded on {machine.get('gpu', machine['processor'])}, "
+        f"{_count(machine['threads'], 'thread')} a run."
+    )
 
 
 def _chosen_fusion(study, root) -> str:
