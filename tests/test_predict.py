@@ -164,11 +164,11 @@ def test_a_file_of_weights_and_a_network_without_blocks(study, tmp_path, capsys)
     path = weights_path("mine", "frame_average-fold0-seed0")
     words = ["predict", str(path), str(study / "mine" / "right" / "take1.mp4")]
     assert cli.main([*words, "--output", str(tmp_path / "no.png")]) == 0
-    assert "frame_average has no non-local block" in capsys.readouterr().out
+    assert "frame_average has no block with a map" in capsys.readouterr().out
     assert not (tmp_path / "no.png").exists()
     said = predict(path, study / "mine" / "right" / "take1.mp4")
     assert said.attention == ()
-    with pytest.raises(ValueError, match="frame_average has no non-local block"):
+    with pytest.raises(ValueError, match="frame_average has no block with a map"):
         draw_prediction(said)
 
 

@@ -232,7 +232,7 @@ def predict_clip(options) -> int:
     for kind, probability in prediction.ranked():
         print(f"{100 * probability:6.1f} %  {kind}")
     if not prediction.attention:
-        print(f"{prediction.model} has no non-local block: there is no attention to draw")
+        print(f"{prediction.model} has no block with a map of pairs of places: there is none to draw")
         return 0
     figure, alt = draw_prediction(prediction)
     with atomic_path(output) as temporary:

@@ -209,7 +209,7 @@ def draw_prediction(prediction: Prediction):
     from nlutils.plots import AttentionMap, attention_picture
 
     if not prediction.attention:
-        raise ValueError(f"{prediction.model} has no non-local block, so there is no map to draw")
+        raise ValueError(f"{prediction.model} has no block with a map of pairs of places to draw")
     clip = prediction.frames.shape[:3]
     maps, said = [], []
     for attention in prediction.attention:
