@@ -160,6 +160,13 @@ _RELATIONS = {
     )
 }
 
+# On colours the blocks' gain in a 2D network needs its control.
+_COLOURS = {
+    "c2d_uniform-rgb": replace(
+        _RELATIONS["c2d_uniform"], options={**_RELATIONS["c2d_uniform"].options, "input": "rgb"}
+    )
+}
+
 _KERAS = {
     "keras_c3d_small": Entry("c3d_small", title="3D, in Keras", framework="keras"),
     "keras_c3d_small_non_local": Entry(
@@ -204,6 +211,7 @@ ROWS = {
     **_controls(),
     **_ablations(),
     **_RELATIONS,
+    **_COLOURS,
     **_KERAS,
     **_PRETRAINED,
     **_DIFFERENCES,
@@ -268,6 +276,11 @@ PARTS = {
         ("c3d_small", "c3d_small_non_local", *_LONGER),
         "c3d_small",
     ),
+    "colours": Part(
+        "blocks in a 2D network on colours",
+        ("frame_average-rgb", "c2d_non_local-rgb", "c2d_uniform-rgb"),
+        "frame_average-rgb",
+    ),
     "inputs": Part(
         "what the networks see",
         (
@@ -328,6 +341,7 @@ STUDIES = {
             "keras",
             "pretrained",
             "inputs",
+            "colours",
             "longer",
             "fusions",
             "residual",
