@@ -280,6 +280,7 @@ PARTS = {
         "blocks in a 2D network on colours",
         ("frame_average-rgb", "c2d_non_local-rgb", "c2d_uniform-rgb"),
         "frame_average-rgb",
+        (0, 1, 2),
     ),
     "inputs": Part(
         "what the networks see",

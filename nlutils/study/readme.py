@@ -99,7 +99,8 @@ def _chosen_fusion(study, root) -> str:
     fused = as_chosen("fused", winners, fusions(rows, MEMBERS))
     choices = "; ".join(f"fold {fold}: `{winner}`" for fold, winner in winners.items())
     return (
-        f"Late fusion of up to {MEMBERS} rows, chosen for each fold by validation inside its training folds, "
+        f"Late fusion of up to {MEMBERS} of {len(members)} rows that stood high on these folds, chosen for "
+        "each fold by validation inside its training folds, "
         f"{_seeds(summarise(fused))}: {interval(fused)}. The choices ({choices}) come from the runs in "
         f"`data/results/{study}-choice/`."
     )
