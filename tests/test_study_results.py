@@ -332,6 +332,7 @@ def test_a_limit_close_to_zero_keeps_its_side():
     assert points(Interval(0.05, -0.0036, 0.112)) == "+5.0 (-0.4 to +11.2)"
     assert points(Interval(-0.003, -0.03, 0.02)) == "-0.3 (-3.0 to +2.0)"
     assert points(Interval(0.0, 0.0, 0.0)) == "+0 (+0 to +0)"
+    assert points(Interval(-0.0003, -0.037, 0.036)) == "+0.0 (-3.7 to +3.6)"
 
 
 def test_other_orders_of_time_have_a_column_each():

@@ -234,8 +234,9 @@ def points(difference: Interval) -> str:
 
     With one decimal where a number would be rounded to 0, so that its side of 0 is seen.
     """
-    values = [100 * value + 0.0 for value in (difference.value, difference.low, difference.high)]
+    values = [100 * value for value in (difference.value, difference.low, difference.high)]
     digits = 1 if any(0 < abs(limit) < 0.5 for limit in values) else 0
+    values = [round(value, digits) + 0.0 for value in values]  # + 0.0: no "-0"
     return "{:+.{d}f} ({:+.{d}f} to {:+.{d}f})".format(*values, d=digits)
 
 
