@@ -36,6 +36,7 @@ from nlutils.study.cost import HeldBytes, example_input, measure, multiply_adds,
 from nlutils.study.fold import full_options
 from nlutils.study.grid import entries
 from nlutils.study.plan import Part
+from nlutils.study.readme import caption
 from nlutils.study.results import read_run
 from nlutils.torch import NonLocalBlock, create_model, list_models
 
@@ -260,7 +261,7 @@ def test_the_table_has_a_row_an_architecture(tmp_path):
     assert (rows[0].folds, rows[0].seeds, rows[0].accuracy.value) == (2, 1, 0.5)
     lines = markdown_table(rows).splitlines()
     assert len(lines) == 5
-    assert lines[2].startswith("| C3D-style, 3D (Tran et al. 2015) `c3d_small` | flow | 50 % (")
+    assert lines[2].startswith("| C3D-style, 3D (Tran et al. 2015) `c3d_small` | flow | 1 | 50 % (")
     assert len({line.count("|") for line in lines}) == 1
 
 
@@ -270,10 +271,12 @@ def test_published_input_and_flow_stand_in_one_line():
         replace(a_run([False, False], row="c3d_small-rgb"), input="rgb"),
     ]
     runs.append(replace(a_run([True, True], row="two_stream_small"), input="rgb+flow"))
+    more = [*runs, a_run([True, False], row="c3d_small", seed=1)]
+    assert architectures_table(summarise(more)).splitlines()[2].split(" | ")[3] == "1, 2"
     lines = architectures_table(summarise(runs)).splitlines()[2:]
     assert lines[0].startswith("| C3D-style, 3D (Tran et al. 2015) `c3d_small` | rgb: 0 % (0 to 0) | 50 % (")
     assert lines[1].startswith("| two-stream (Simonyan, Zisserman 2014) `two_stream_small` | rgb+flow: 100 %")
-    assert lines[1].split(" | ")[2] == "–"
+    assert lines[1].split(" | ")[2:4] == ["–", "1"]
     assert len(lines) == 2
     tracks = replace(a_run([True], row="idt"), input="rgb")
     line = architectures_table(summarise([tracks])).splitlines()[2]
@@ -397,6 +400,16 @@ def test_a_page_has_every_row_and_the_parts_that_are_whole(tmp_path):
     assert "## controls" not in text
 
 
+def test_the_caption_says_which_machine_the_rates_are_of():
+    there = {"machine": {"processor": "another", "threads": 1}}
+    runs = [a_run([True], row=row) for row in ("c3d_small", "idt")]
+    assert "Recorded on a processor, 1 thread a run." in caption(runs)
+    more = [*runs, replace(a_run([True], seed=1), provenance=there)]
+    assert "Recorded on a processor or another (rates on a processor), 1 thread" in caption(more)
+    more.append(replace(a_run([True], row="cnn_rnn"), provenance=there))
+    assert "(rates on a processor; those of `cnn_rnn` on another)" in caption(more)
+
+
 def test_rows_that_are_not_comparable_make_no_readme_table(tmp_path):
     for row, fold in (("c3d_small", 0), ("c3d_small", 1), ("cnn_rnn", 0)):
         write_run(a_run([True, False], row=row, fold=fold), tmp_path)
@@ -412,7 +425,7 @@ def test_the_readme_is_written_from_the_records(tmp_path):
     text = write_readme_table("trial", readme, tmp_path)
     page = readme.read_text()
     assert page.startswith(
-        "before\n<!-- comparison: by x -->\n| architecture | own input | on flow | seeds |"
+        "before\n<!-- comparison: by x -->\n| architecture | own input | on flow | seeds (own, flow) |"
     )
     assert page.endswith("<!-- /comparison -->\nafter\n")
     assert "\nold\n" not in page

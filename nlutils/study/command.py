@@ -15,7 +15,7 @@ from nlutils.study.grid import entries
 from nlutils.study.outcome import run_name
 from nlutils.study.plan import CANDIDATES, PARTS, STUDIES, Study, rows_of
 from nlutils.study.recipe import Recipe
-from nlutils.study.results import read_runs, run_path
+from nlutils.study.results import is_recorded, read_runs, run_path
 from nlutils.study.start import start_digest
 from nlutils.study.study import run_study
 from nlutils.study.tables import by_row, choice_table, markdown_table, summarise, title_of
@@ -123,8 +123,7 @@ def _wanted(options, settings, planned) -> list[tuple[list[int], dict]]:
 
 def print_plan(study: str, root=None) -> int:
     """`nlutils study plan`: every part with its rows, and how many folds and seeds of each are recorded."""
-    folder = Path(root or results_root()) / study
-    recorded = by_row(read_runs(study, root)) if any(folder.glob("*.json")) else {}
+    recorded = by_row(read_runs(study, root)) if is_recorded(study, root) else {}
     for name in STUDIES[study].parts if study in STUDIES else PARTS:
         part = PARTS[name]
         print(f"{name}: {part.title}; {_count(len(part.seeds), 'seed')}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from nlutils.paths import atomic_path, results_root
 from nlutils.study.plan import CANDIDATES, PARTS, STUDIES
 from nlutils.study.readme import caption
-from nlutils.study.results import read_runs
+from nlutils.study.results import is_recorded, read_runs
 from nlutils.study.tables import by_row, choice_table, difference_table, markdown_table, summarise, time_table
 
 __all__ = ["results_page", "write_results_pages"]
@@ -33,7 +33,7 @@ def results_page(study: str, root=None) -> str:
 
 def _choices(study, root) -> list[str]:
     """A section for each family of candidates that is recorded."""
-    if not _recorded(f"{study}-choice", root):
+    if not is_recorded(f"{study}-choice", root):
         return []
     tried = by_row(read_runs(f"{study}-choice", root))
     sections = []
@@ -49,14 +49,10 @@ def write_results_pages(root=None) -> list[Path]:
     """Write the page of every study of the plan that is recorded; returns where."""
     written = []
     for study in STUDIES:
-        if _recorded(study, root):
+        if is_recorded(study, root):
             path = Path(root or results_root()) / study / "README.md"
             page = results_page(study, root)
             with atomic_path(path) as temporary:
                 temporary.write_text(page, encoding="utf-8")
             written.append(path)
     return written
-
-
-def _recorded(study, root) -> bool:
-    return any((Path(root or results_root()) / study).glob("*.json"))

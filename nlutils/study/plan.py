@@ -308,6 +308,11 @@ PARTS = {
         (0, 1, 2),
     ),
     "networks": Part("five small networks", tuple(SMALL_MODELS)),
+    "again": Part(
+        "trained again, from the same seed, on another processor",
+        ("c3d_small", "c3d_small_non_local", "cnn_rnn", "two_stream_small", "st_resnet_small"),
+        "c3d_small",
+    ),
     "relations": Part(
         "do two far-apart places show the same?",
         ("frame_average", "c2d_non_local", *_RELATIONS),
@@ -351,6 +356,7 @@ STUDIES = {
     "procedural": Study(
         "procedural", ("networks",), recipe={"epochs": 6, "resize": (48, 48), "size": (40, 40)}
     ),
+    "core8-again": Study("core8", ("again",)),
     "jhmdb21": Study("jhmdb21", ("architectures", "controls")),
     "same_pattern": Study(
         "same_pattern",

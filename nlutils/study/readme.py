@@ -10,7 +10,7 @@ from nlutils.study.choice import as_chosen, chosen, fusions
 from nlutils.study.figures import comparison_figure, describe
 from nlutils.study.plan import PARTS, ROWS
 from nlutils.study.recipe import Recipe
-from nlutils.study.results import interval, read_runs
+from nlutils.study.results import interval, is_recorded, read_runs
 from nlutils.study.tables import (
     architectures_table,
     by_row,
@@ -68,7 +68,7 @@ def caption(runs) -> str:
     """What the numbers of a table of these runs are."""
     first, rows = runs[0], summarise(runs)
     clips = sum(len(run.names) for run in runs if run.row == first.row and run.seed == first.seed)
-    machine = first.provenance["machine"]
+    threads = first.provenance["machine"]["threads"]
     return (
         f"{first.data['source']}; {clips} clips, each tested by a network that saw none of its source. "
         f"{_count(rows[0].folds, 'fold')}, {_seeds(rows)}, "
@@ -78,15 +78,31 @@ def caption(runs) -> str:
         "trainings. Multiply-adds are those of one clip. Rates are the best of the first seed's folds (on a "
         "CPU of one processor; they are noisy), without decoding and flow, which are computed once, but "
         f"with the flow of trajectories. Training memory is that of one step of {first.recipe['batch']} "
-        f"clips. Recorded on {machine.get('gpu', machine['processor'])}, "
-        f"{_count(machine['threads'], 'thread')} a run."
+        f"clips. Recorded on {_machines(runs)}, {_count(threads, 'thread')} a run."
     )
+
+
+def _machines(runs) -> str:
+    """What trained these runs; when rows with other machines' rates stand in one table, which ones."""
+    rated, first = {}, {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        machine = run.provenance["machine"]
+        name = machine.get("gpu", machine["processor"])
+        rated.setdefault(name, set())
+        # Rates are those of a row's first seed.
+        rated[first.setdefault(run.row, name)].add(run.row)
+    usual, *others = sorted(rated, key=lambda name: -len(rated[name]))
+    if not others:
+        return usual
+    listed = {name: ", ".join(f"`{row}`" for row in sorted(rated[name])) for name in others}
+    but = "".join(f"; those of {rows} on {name}" for name, rows in listed.items() if rows)
+    return f"{' or '.join([usual, *others])} (rates on {usual}{but})"
 
 
 def _chosen_fusion(study, root) -> str:
     """What a late fusion reaches whose members each fold chose by its training folds; "" without records."""
     members = PARTS["fusions"].rows
-    if not (Path(root or results_root()) / f"{study}-choice").is_dir():
+    if not is_recorded(f"{study}-choice", root):
         return ""
     tried = by_row(read_runs(f"{study}-choice", root))
     tried = {name.removesuffix("-default"): runs for name, runs in tried.items()}

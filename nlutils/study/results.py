@@ -19,6 +19,7 @@ __all__ = [
     "correct_by_clip",
     "difference_interval",
     "interval",
+    "is_recorded",
     "late_fusion",
     "read_runs",
     "trainings_interval",
@@ -96,15 +97,24 @@ def read_run(path) -> Run:
         raise ValueError(f"{path} is not a recorded run: {error}") from error
 
 
-def read_runs(study: str, root=None) -> list[Run]:
-    """All recorded runs of `study`, sorted by row, fold and seed; FileNotFoundError when there are none."""
+def _paths(study, root):
     folder = Path(root or results_root()) / study
     # A name that begins with a dot is a file that is being written.
-    paths = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
-    runs = [read_run(path) for path in paths]
+    return sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+
+
+def is_recorded(study: str, root=None) -> bool:
+    """Whether `read_runs` finds a run of `study`."""
+    return bool(_paths(study, root))
+
+
+def read_runs(study: str, root=None) -> list[Run]:
+    """All recorded runs of `study`, sorted by row, fold and seed; FileNotFoundError when there are none."""
+    runs = [read_run(path) for path in _paths(study, root)]
     if not runs:
         raise FileNotFoundError(
-            f"no run of {study!r} is recorded in {folder}; nlutils.study.run_study records them"
+            f"no run of {study!r} is recorded in {Path(root or results_root()) / study}; "
+            "nlutils.study.run_study records them"
         )
     return sorted(runs, key=lambda run: (run.row, str(run.fold), run.seed))
 

@@ -137,13 +137,14 @@ COSTS = ["weights", "multiply-adds", "clips/s in training", "clips/s in test", "
 
 
 def markdown_table(rows: list[Row]) -> str:
-    """The rows as a Markdown table: accuracy with its 95 % interval, the folds' range, and the cost."""
+    """The rows as a Markdown table: seeds, accuracy with its 95 % interval, range of the runs, cost."""
     return _table(
-        ["architecture", "input", "accuracy (95 % interval)", FOLDS, *COSTS],
+        ["architecture", "input", "seeds", "accuracy (95 % interval)", FOLDS, *COSTS],
         [
             [
                 _called(row.row, row.title),
                 row.input,
+                str(row.seeds),
                 str(row.accuracy),
                 _folds(row),
                 *_costs(row),
@@ -158,7 +159,7 @@ def architectures_table(rows: list[Row]) -> str:
     """A line an architecture: accuracy with its own input, accuracy on flow, seeds, and the cost.
 
     A network's own input is the one that it was published with; networks of several streams have no other.
-    Costs and seeds are those of the row on flow.
+    Costs are those of the row on flow.
     """
     at = {row.row: row for row in rows}
     lines = []
@@ -168,16 +169,17 @@ def architectures_table(rows: list[Row]) -> str:
         published = at.get(row.row + PUBLISHED)
         elsewhere = row.input != "flow"  # networks of several streams, and of tracks in colour frames
         as_published = row if elsewhere else published
+        seeds = list(dict.fromkeys([as_published.seeds, row.seeds] if as_published else [row.seeds]))
         lines.append(
             [
                 _called(row.row, row.title),
                 f"{as_published.input}: {as_published.accuracy}" if as_published else "–",
                 "–" if elsewhere else str(row.accuracy),
-                str(row.seeds),
+                ", ".join(map(str, seeds)),
                 *_costs(row),
             ]
         )
-    return _table(["architecture", "own input", "on flow", "seeds", *COSTS], lines, left=1)
+    return _table(["architecture", "own input", "on flow", "seeds (own, flow)", *COSTS], lines, left=1)
 
 
 def differences(runs: Iterable[Run], part: Part) -> list[tuple[Row, Interval | None]]:

@@ -604,7 +604,7 @@ assert study.interval(fused).value > 0.73
 # recipe; the `quick` profile has fewer epochs. One fold decides nothing; compare intervals, not digits.
 
 # %%
-recorded = study.read_runs(clips.name) if (results_root() / clips.name).is_dir() else []
+recorded = study.read_runs(clips.name) if study.is_recorded(clips.name) else []
 recipe = next((study.Recipe(**run.recipe) for run in recorded if run.row == "c3d_small"), study.Recipe())
 if settings.steps:
     train_on = min(len(clips.split(fold)[0]) for fold in settings.folds)
