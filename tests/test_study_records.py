@@ -12,6 +12,8 @@ from nlutils.study import (
     Recipe,
     bootstrap,
     by_row,
+    difference_interval,
+    interval,
     read_runs,
     readme_table,
     results_page,
@@ -21,7 +23,7 @@ from nlutils.study.fold import full_options
 from nlutils.study.grid import entries
 from nlutils.torch.models.small import SMALL_MODELS
 
-RECORDED = ("core8", "procedural", "same_pattern")
+RECORDED = ("core8", "core8-again", "procedural", "same_pattern")
 RECIPES = {name: Recipe().replace(**study.recipe) for name, study in STUDIES.items()}
 
 
@@ -64,6 +66,19 @@ def test_each_clip_is_tested_once_and_no_source_is_torn(runs):
         assert all(run.data["train"] + run.data["test"] == len(names) for run in mine)
         groups = [set(run.groups) for run in mine]
         assert sum(map(len, groups)) == len(set().union(*groups))
+
+
+@pytest.mark.parametrize("row", PARTS["again"].rows)
+def test_rows_trained_again_on_another_processor_lie_within_their_intervals(row):
+    first = [run for run in by_row(read_runs("core8"))[row] if run.seed == 0]
+    again = by_row(read_runs("core8-again"))[row]
+    processors = [{run.provenance["machine"]["processor"] for run in runs} for runs in (first, again)]
+    assert processors[0].isdisjoint(processors[1])
+    recorded, gap = interval(first), difference_interval(again, first)
+    assert recorded.low <= interval(again).value <= recorded.high
+    assert gap.low <= 0 <= gap.high
+    losses = [[run.losses[0] for run in runs] for runs in (first, again)]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
 def test_accuracies_are_those_of_the_logits(runs):

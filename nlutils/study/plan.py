@@ -261,6 +261,12 @@ PARTS = {
         ("c3d_small", "c3d_small_non_local", *_ablations(), "c3d_cgnl"),
         "c3d_small_non_local",
     ),
+    "chosen": Part(
+        "the blocks' settings that were tried inside the training folds",
+        ("c3d_small", "c3d_small_non_local", "nl-slow", "nl-time"),
+        "c3d_small",
+        (0, 1, 2),
+    ),
     "keras": Part(
         "the same two networks in both frameworks",
         ("c3d_small", "c3d_small_non_local", *_KERAS),
@@ -344,6 +350,7 @@ STUDIES = {
             "controls",
             "time",
             "blocks",
+            "chosen",
             "keras",
             "pretrained",
             "inputs",
