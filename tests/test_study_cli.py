@@ -334,4 +334,4 @@ def test_pages_are_written_beside_the_runs_of_the_plan(tmp_path, capsys):
     assert run("study", "pages", "--root", tmp_path) == 0
     page = tmp_path / "core8" / "README.md"
     assert capsys.readouterr().out == f"written: {command.shown(page)}\n"
-    assert "`c3d_small` | flow | 50 %" in page.read_text(encoding="utf-8")
+    assert "`c3d_small` | flow | 1 | 50 %" in page.read_text(encoding="utf-8")

@@ -255,6 +255,7 @@ PARTS = {
             *(row for row, entry in _controls().items() if "time" in entry.recipe),
         ),
         "c3d_small",
+        (0, 1, 2),
     ),
     "blocks": Part(
         "which block, where, how many",
