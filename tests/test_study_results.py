@@ -323,7 +323,7 @@ def test_rates_count_what_was_seen_in_the_time_that_it_took():
     run = replace(run, seconds={"train": 9.0, "train_processor": 4.0, "test": 9.0, "test_processor": 0.5})
     assert (summarise([run])[0].train_rate, summarise([run])[0].test_rate) == (5.0, 10.0)
     assert summarise([replace(run, losses=[])])[0].train_rate == 2.5
-    both = replace(run, provenance={"machine": {"processes": 2}})
+    both = replace(run, provenance={"machine": {"processor": "a processor", "processes": 2}})
     assert (summarise([both])[0].train_rate, summarise([both])[0].test_rate) == (2.5, 10.0)
     gpu = replace(run, provenance={"machine": {"gpu": "a GPU"}})
     assert summarise([gpu])[0].test_rate == pytest.approx(5 / 9)
@@ -400,14 +400,20 @@ def test_a_page_has_every_row_and_the_parts_that_are_whole(tmp_path):
     assert "## controls" not in text
 
 
-def test_the_caption_says_which_machine_the_rates_are_of():
+def test_tables_say_which_machine_the_rates_are_of():
     there = {"machine": {"processor": "another", "threads": 1}}
     runs = [a_run([True], row=row) for row in ("c3d_small", "idt")]
-    assert "Recorded on a processor, 1 thread a run." in caption(runs)
+    assert caption(runs).endswith("Recorded on a processor, 1 thread a run.")
+    assert "*" not in markdown_table(summarise(runs))
     more = [*runs, replace(a_run([True], seed=1), provenance=there)]
-    assert "Recorded on a processor or another (rates on a processor), 1 thread" in caption(more)
+    assert "Recorded on a processor or another, 1 thread a run. Seeds of a row, and rows" in caption(more)
+    assert "*" not in markdown_table(summarise(more))  # rates are those of the first seed
     more.append(replace(a_run([True], row="cnn_rnn"), provenance=there))
-    assert "(rates on a processor; those of `cnn_rnn` on another)" in caption(more)
+    for table in (markdown_table, architectures_table):
+        lines = table(summarise(more)).splitlines()
+        assert [line.count(" *") for line in lines[2:]] == [2, 0, 0, 0, 0]
+        assert lines[2].startswith("| CNN+LSTM")
+        assert lines[-1] == "\\* rates on another, not to be compared with the others, on a processor"
 
 
 def test_rows_that_are_not_comparable_make_no_readme_table(tmp_path):

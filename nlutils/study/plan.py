@@ -246,6 +246,7 @@ PARTS = {
         "every architecture, one budget",
         (*_ONE_STREAM, *(f"{row}-rgb" for row in _ONE_STREAM), *_STREAMS),
     ),
+    "flow": Part("networks of one stream, on flow", tuple(_ONE_STREAM), "c3d_small", (0, 1, 2)),
     "controls": Part("what is left when the block is not non-local", _HEADLINE, "c3d_small", (0, 1, 2)),
     "time": Part(
         "what is left of time",
@@ -348,6 +349,7 @@ STUDIES = {
         "core8",
         (
             "architectures",
+            "flow",
             "controls",
             "time",
             "blocks",

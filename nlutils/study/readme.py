@@ -15,6 +15,7 @@ from nlutils.study.tables import (
     architectures_table,
     by_row,
     difference_table,
+    machine_of,
     markdown_table,
     summarise,
     title_of,
@@ -69,6 +70,12 @@ def caption(runs) -> str:
     first, rows = runs[0], summarise(runs)
     clips = sum(len(run.names) for run in runs if run.row == first.row and run.seed == first.seed)
     threads = first.provenance["machine"]["threads"]
+    machines = sorted({machine_of(run) for run in runs})
+    mixed = (
+        " Seeds of a row, and rows that are compared, may come from different ones, which round otherwise."
+        if len(machines) > 1
+        else ""
+    )
     return (
         f"{first.data['source']}; {clips} clips, each tested by a network that saw none of its source. "
         f"{_count(rows[0].folds, 'fold')}, {_seeds(rows)}, "
@@ -78,25 +85,8 @@ def caption(runs) -> str:
         "trainings. Multiply-adds are those of one clip. Rates are the best of the first seed's folds (on a "
         "CPU of one processor; they are noisy), without decoding and flow, which are computed once, but "
         f"with the flow of trajectories. Training memory is that of one step of {first.recipe['batch']} "
-        f"clips. Recorded on {_machines(runs)}, {_count(threads, 'thread')} a run."
+        f"clips. Recorded on {' or '.join(machines)}, {_count(threads, 'thread')} a run.{mixed}"
     )
-
-
-def _machines(runs) -> str:
-    """What trained these runs; when rows with other machines' rates stand in one table, which ones."""
-    rated, first = {}, {}
-    for run in sorted(runs, key=lambda run: run.seed):
-        machine = run.provenance["machine"]
-        name = machine.get("gpu", machine["processor"])
-        rated.setdefault(name, set())
-        # Rates are those of a row's first seed.
-        rated[first.setdefault(run.row, name)].add(run.row)
-    usual, *others = sorted(rated, key=lambda name: -len(rated[name]))
-    if not others:
-        return usual
-    listed = {name: ", ".join(f"`{row}`" for row in sorted(rated[name])) for name in others}
-    but = "".join(f"; those of {rows} on {name}" for name, rows in listed.items() if rows)
-    return f"{' or '.join([usual, *others])} (rates on {usual}{but})"
 
 
 def _chosen_fusion(study, root) -> str:
@@ -164,7 +154,8 @@ def _earlier(runs) -> str:
 
 def _seeds(rows) -> str:
     counts = sorted({row.seeds for row in rows})
-    return " or ".join(map(str, counts)) + (" seed" if counts == [1] else " seeds")
+    least_and_most = dict.fromkeys([str(counts[0]), str(counts[-1])])
+    return " to ".join(least_and_most) + (" seed" if counts == [1] else " seeds")
 
 
 def _count(number: int, noun: str) -> str:

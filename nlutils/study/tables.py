@@ -1,6 +1,7 @@
 """The comparison as tables in Markdown, computed from recorded runs."""
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ __all__ = [
     "choice_table",
     "difference_table",
     "differences",
+    "machine_of",
     "markdown_table",
     "points",
     "same_cells",
@@ -31,7 +33,10 @@ PUBLISHED = "-rgb"  # the rows with the input that networks of one stream were p
 
 @dataclass(frozen=True)
 class Row:
-    """One row over all its recorded folds and seeds. Rates are clips a second, of one processor on a CPU."""
+    """One row over all its recorded folds and seeds.
+
+    Rates are clips a second, of one processor on a CPU, on the `machine` of the first seed.
+    """
 
     row: str
     title: str
@@ -48,6 +53,7 @@ class Row:
     seconds: float
     train_rate: float
     test_rate: float
+    machine: str
 
 
 def by_row(runs: Iterable[Run]) -> dict[str, list[Run]]:
@@ -99,7 +105,14 @@ def _row(runs: list[Run]) -> Row:
         seconds=statistics.median([run.seconds["train"] for run in runs]),
         train_rate=max(_train_rate(run) for run in timed),
         test_rate=max(_rate(run, "test", len(run.names)) for run in timed),
+        machine=machine_of(timed[0]),
     )
+
+
+def machine_of(run: Run) -> str:
+    """The GPU that trained `run`, else the processor."""
+    machine = run.provenance["machine"]
+    return machine["gpu"] if "gpu" in machine else machine["processor"]
 
 
 def _rate(run, what, clips):
@@ -122,24 +135,45 @@ def _folds(row: Row) -> str:
     return f"{100 * row.lowest_fold:.0f}, {100 * row.highest_fold:.0f} %"
 
 
-def _costs(row: Row) -> list[str]:
+def _sizes(row: Row) -> list[str]:
     return [
         f"{row.parameters / 1e3:.0f} k" if row.parameters else "–",
         f"{row.multiply_adds / 1e6:.0f} M" if row.multiply_adds else "–",
-        f"{row.train_rate:.0f}",
-        f"{row.test_rate:.0f}",
+    ]
+
+
+def _rates(row: Row, usual: str) -> list[str]:
+    star = "" if row.machine == usual else " *"
+    return [
+        f"{row.train_rate:.0f}{star}",
+        f"{row.test_rate:.0f}{star}",
         "–" if row.training_mb is None else f"{row.training_mb:.0f} MB",
     ]
 
 
+def _usual(rows: list[Row]) -> str:
+    """The machine that most of `rows` have their rates from."""
+    return Counter(row.machine for row in rows).most_common(1)[0][0]
+
+
+def _starred(rows: list[Row]) -> str:
+    """The note under a table with rates of several machines."""
+    usual = _usual(rows)
+    others = sorted({row.machine for row in rows} - {usual})
+    if not others:
+        return ""
+    return f"\n\n\\* rates on {' or '.join(others)}, not to be compared with the others, on {usual}"
+
+
 FOLDS = "runs from, to"
-COSTS = ["weights", "multiply-adds", "clips/s in training", "clips/s in test", "training memory"]
+SIZES = ["weights", "multiply-adds"]
+RATES = ["clips/s in training", "clips/s in test", "training memory"]
 
 
 def markdown_table(rows: list[Row]) -> str:
     """The rows as a Markdown table: seeds, accuracy with its 95 % interval, range of the runs, cost."""
     return _table(
-        ["architecture", "input", "seeds", "accuracy (95 % interval)", FOLDS, *COSTS],
+        ["architecture", "input", "seeds", "accuracy (95 % interval)", FOLDS, *SIZES, *RATES],
         [
             [
                 _called(row.row, row.title),
@@ -147,12 +181,13 @@ def markdown_table(rows: list[Row]) -> str:
                 str(row.seeds),
                 str(row.accuracy),
                 _folds(row),
-                *_costs(row),
+                *_sizes(row),
+                *_rates(row, _usual(rows)),
             ]
             for row in rows
         ],
         left=2,
-    )
+    ) + _starred(rows)
 
 
 def architectures_table(rows: list[Row]) -> str:
@@ -169,17 +204,19 @@ def architectures_table(rows: list[Row]) -> str:
         published = at.get(row.row + PUBLISHED)
         elsewhere = row.input != "flow"  # networks of several streams, and of tracks in colour frames
         as_published = row if elsewhere else published
-        seeds = list(dict.fromkeys([as_published.seeds, row.seeds] if as_published else [row.seeds]))
+        seeds = [one.seeds for one in (as_published, None if elsewhere else row) if one]
         lines.append(
             [
                 _called(row.row, row.title),
                 f"{as_published.input}: {as_published.accuracy}" if as_published else "–",
                 "–" if elsewhere else str(row.accuracy),
                 ", ".join(map(str, seeds)),
-                *_costs(row),
+                *_sizes(row),
+                *_rates(row, _usual(rows)),
             ]
         )
-    return _table(["architecture", "own input", "on flow", "seeds (own, flow)", *COSTS], lines, left=1)
+    heads = ["architecture", "own input", "on flow", "seeds (own, flow)", *SIZES, *RATES]
+    return _table(heads, lines, left=1) + _starred(rows)
 
 
 def differences(runs: Iterable[Run], part: Part) -> list[tuple[Row, Interval | None]]:
@@ -211,14 +248,14 @@ def difference_table(runs: Iterable[Run], part: Part) -> str:
     for row, gain in differences(runs, part):
         shown = "–" if gain is None else points(gain)
         name = _called(row.row, row.title)
-        lines.append([name, str(row.seeds), str(row.accuracy), _folds(row), shown, *_costs(row)[:2]])
+        lines.append([name, str(row.seeds), str(row.accuracy), _folds(row), shown, *_sizes(row)])
     heads = [
         "row",
         "seeds",
         "accuracy (95 % interval)",
         FOLDS,
         f"minus {title_of(part.reference)}, same folds and seeds",
-        *COSTS[:2],
+        *SIZES,
     ]
     return _table(heads, lines, left=1)
 

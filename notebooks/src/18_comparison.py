@@ -265,7 +265,6 @@ for a, b in (
     ("c3d_small", "cnn_rnn"),
     ("idt", "c3d_small"),
     ("two_stream_3d-motion", "c3d_small"),
-    ("c2d_non_local", "frame_average"),
     ("c2d_non_local", "c3d_small"),
     ("st_resnet_small", "c3d_small"),
     ("st_resnet_small", "st_resnet_small-apart"),
@@ -273,8 +272,10 @@ for a, b in (
 ):
     print(f"{a:20} - {b:21} {study.points(minus(a, b))}")
 print(f"its seeds 1 and 2 alone: {study.points(minus('st_resnet_small', 'c3d_small', 1, 2))}")
-highest = [study.interval([run for run in runs["st_resnet_small"] if run.seed == seed]) for seed in (0, 1, 2)]
-print("st_resnet_small, seeds 0, 1, 2:", ", ".join(map(str, highest)))
+for row in ("st_resnet_small", "c2d_non_local"):
+    alone = [study.interval([run for run in runs[row] if run.seed == seed]) for seed in (0, 1, 2)]
+    print(f"{row}, seeds 0, 1, 2:", ", ".join(map(str, alone)))
+    assert 0.06 < max(one.value for one in alone) - min(one.value for one in alone) < 0.1
 toy = study.by_row(study.read_runs("procedural"))
 lstm = study.difference_interval(toy["cnn_rnn"], toy["frame_average"])
 print("600 procedural clips:", "; ".join(f"{row} {study.interval(mine)}" for row, mine in toy.items()))
@@ -343,7 +344,7 @@ assert max(spread) - min(spread) > 0.04
 
 # %% [markdown] tags=["explain"]
 # Below with each, clearly with one, and over all three. But that interval draws films. `c3d_small`, trained three times, differs by over 4 points;
-# when the trainings are drawn, too, the interval holds 0. The training losses hardly differ. On frame differences and in a two-stream network (one seed each) blocks stand below, too.
+# when the trainings are drawn, too, the interval holds 0. The training losses hardly differ. With one seed, blocks stand below on frame differences (4, unclear) and in two-stream 3D (7), too.
 #
 # So what do the maps do? Two numbers a map were recorded, from 16 positions of each test clip. *Effective
 # positions*: $e$ to the power of the entropy of a position's weights $w_{ij}$, 1 where all weight lies on one of the $M$ keys, $M$
@@ -457,7 +458,7 @@ assert with_trainings("nl-slow", blocks.reference).low < 0 < with_trainings("nl-
 
 # %% [markdown] tags=["explain"]
 # About one of sixteen; more, since trainings are not drawn. Three are above the blocks as they were: attention along time alone,
-# blocks that learn at a fifth of the rate, compact generalized ones. With trainings drawn, too, the first barely, the second not. None is clearly above the network without blocks.
+# blocks that learn at a fifth of the rate, compact generalized ones. With trainings drawn, too, the second is unclear. None is clearly above the network without blocks.
 #
 # The same two networks in Keras, from other first weights:
 
@@ -480,14 +481,14 @@ display(Markdown(study.difference_table(every, study.PARTS["time"])))
 print(f"shuffled - one step: {study.points(minus('c3d_small-shuffled', 'c3d_small-one_step'))}")
 of_blocks = minus("c3d_small_non_local-shuffled", "c3d_small_non_local")
 print(f"with blocks, shuffled - as filmed: {study.points(of_blocks)}")
-assert of_blocks.low < 0 < of_blocks.high
+assert of_blocks.high < 0 < with_trainings("c3d_small_non_local-shuffled", "c3d_small_non_local").high
 assert minus("c3d_small-one_step", "c3d_small").high < -0.2
 assert minus("c3d_small-shuffled", "c3d_small").high < 0
 assert minus("c3d_small-reversed", "c3d_small").low < 0 < minus("c3d_small-reversed", "c3d_small").high
 
 # %% [markdown] tags=["explain"]
 # Backwards costs nothing that shows: films that run backwards can be learnt, too. The order of the fields is
-# worth 11 points to the network without blocks (with them 7, not clearly); having many fields, in any order, 22.
+# worth 12 points to the network without blocks (with them 6, less clearly); having many fields, in any order, 21.
 #
 # And a network *trained* on clips as filmed, tested in another order?
 
@@ -573,16 +574,17 @@ for a, b in (
     ("c3d_small_non_local-long", "c3d_small-long"),
 ):
     print(f"{a:24} {study.interval(runs[a])}; minus {b:19} {study.points(minus(a, b))}")
-assert minus("c3d_small-long", "c3d_small").low > 0
+print(f"48 epochs, trainings, too: {study.points(with_trainings('c3d_small-long', 'c3d_small'))}")
+assert minus("c3d_small-long", "c3d_small").low > 0 > with_trainings("c3d_small-long", "c3d_small").low
 assert minus("c3d_small_non_local-long", "c3d_small-long").value < 0
 assert minus("nl-time", "c3d_small_non_local").low > 0 > minus("nl-time", "c3d_small").low
 
 # %% [markdown] tags=["explain"]
-# Every fold chooses 48 epochs; on the reported folds they bring 3.5 points. Whether the blocks catch up stays open.
-# Of the blocks every fold chooses attention along time (`nl-time`): 5 points above the blocks as they were,
-# 1 above none, which may be chance. Validation finds how to lose nothing, not how to gain.
+# Every fold chooses 48 epochs; on the reported folds they bring 3.5 points, unclear with trainings drawn. Whether the blocks catch up stays open.
+# Of three blocks every fold chooses attention along time (`nl-time`): 1 point above none, not clearly,
+# 5 above the blocks as they were. This flatters both: the two alternatives stood high on the reported folds.
 #
-# Two rows were first trained on 1,200 procedural clips. And trajectories (notebook 15), another kind of evidence, may fail on other clips than networks.
+# Two rows were first trained on 1,200 procedural clips. Trajectories (notebook 15) may fail on other clips than networks.
 # *Late fusion* averages class probabilities. By validation each fold chooses one, two or three of five rows.
 
 # %%
@@ -602,22 +604,26 @@ control = study.late_fusion("three trainings", *seeds)
 alone = {name: runs[name] for name in members} | {"three seeds of st_resnet_small-long": control}
 for name, mine in alone.items():
     gain = study.difference_interval(fused, mine)
-    print(f"  minus {name:36} {study.interval(mine)}: {study.points(gain)}")
-    assert gain.low < 0 < gain.high if "st_resnet_small-long" in name else gain.low > 0
+    print(f"  minus {name:36} {study.interval(mine)}: {study.points(gain)}", end="")
+    if name in members:
+        gain = study.trainings_interval(fused, mine)
+        print(f"; trainings, too: {study.points(gain)}", end="")
+    print()
+    assert gain.low < 0 < gain.high if "st_resnet_small" in name else gain.low > 0
 assert study.interval(fused).value > 0.73
 
 # %% [markdown] tags=["explain"]
-# Pre-training on a stick figure shows nothing with five runs. The chosen fusions reach 74 %, clearly above each member but the residual streams of
-# 48 epochs, 72 %. Three trainings of these, averaged, do as well: other evidence adds nothing that shows. All five were picked
+# Pre-training on a stick figure shows nothing with five runs. The chosen fusions reach 74 %, with trainings drawn clearly above each member but
+# residual streams. Three trainings of those of 48 epochs, averaged, do as well: other evidence adds nothing that shows. All five were picked
 # because they stood high on the reported folds, which flatters all.
 
 # %% [markdown]
 # ## 11 · Train two rows now
 #
-# Will yours come out as recorded? Another kind of processor rounds otherwise, and training lets that
-# grow. We trained five rows there again, from the same seed. Compare intervals, not digits.
+# Another kind of processor rounds otherwise, and training lets that grow. Of five rows trained there again,
+# from the same seed, four came out 1 to 3 points lower, none higher. Yours may differ as much.
 #
-# Then we train on the clips of section 2, with the recorded recipe; `quick` has fewer epochs.
+# Then we train on section 2's clips, with the recorded recipe; `quick` has fewer epochs.
 
 # %%
 for row, again in study.by_row(study.read_runs("core8-again")).items():
@@ -629,8 +635,8 @@ for row, again in study.by_row(study.read_runs("core8-again")).items():
         f"{row:19} {recorded}, again {study.interval(again)}: {study.points(change)}; "
         f"{100 * same:.0f} % of the clips in the same class"
     )
-    assert recorded.low <= study.interval(again).value <= recorded.high
     assert change.low < 0 < change.high
+    assert -0.035 < change.value < 0.005
 
 # %%
 recorded = study.read_runs(clips.name) if study.is_recorded(clips.name) else []
@@ -700,7 +706,7 @@ if output:
 # **Shown**, for these clips, this size and this recipe:
 #
 # - On flow the 3D network stands above the LSTM; from trajectories it does not differ clearly.
-# - Two embedded Gaussian blocks show no gain in the 3D network, nor in Keras, nor with settings that validation chose; a window with finer keys stands
+# - Two embedded Gaussian blocks show no gain in the 3D network, nor in Keras, nor does attention along time, which validation chose; a window with finer keys stands
 #   above them. What compact generalized blocks bring, their control brings, too.
 # - Where the label needs far places a network must reach them; for a closed set an average
 #   was enough.
@@ -709,7 +715,7 @@ if output:
 #
 # - That non-local blocks do not help in general. The paper's gains were measured on Kinetics, over 230,000
 #   training clips, in networks that had learnt from images before.
-# - The order of rows of one seed: seeds move a row by up to 7 points.
+# - The order of rows: seeds move one by up to 10 points.
 # - That rows are at their best: the recipe comes from a few trials of `c3d_small` on fold 1, which this favours.
 # - That colours are worse as such: flow saw larger frames, less the camera's motion.
 # - Anything of longer clips, larger frames, more regularisation.
