@@ -75,12 +75,12 @@ _STREAMS = {
     "two_stream_3d-motion": Entry(
         "two_stream_3d_small",
         {"inputs": ["differences", "flow"]},
-        title="two-stream 3D, differences and flow",
+        title="two-stream 3D, motion",
     ),
     "two_stream_3d_non_local-motion": Entry(
         "two_stream_3d_small",
         {"inputs": ["differences", "flow"], "non_local": [2, 3], "block": {"subsample": "before"}},
-        title="two-stream 3D + 2 non-local blocks each, differences and flow",
+        title="two-stream 3D + 2 blocks each, motion",
     ),
 }
 
