@@ -8,7 +8,7 @@ from nlutils.study.fold import best_device, run_fold
 from nlutils.study.grid import Entry
 from nlutils.study.inputs import Inputs, prepare
 from nlutils.study.pages import results_page, write_results_pages
-from nlutils.study.plan import CANDIDATES, PARTS, ROWS, STUDIES, Part, Study, rows_of
+from nlutils.study.plan import CANDIDATES, PARTS, STUDIES, Part, Study
 from nlutils.study.predict import Attention, Prediction, draw_prediction, predict
 from nlutils.study.provenance import code_digest, provenance
 from nlutils.study.readme import readme_table, write_readme_table
@@ -26,6 +26,7 @@ from nlutils.study.results import (
     trainings_interval,
     write_run,
 )
+from nlutils.study.rows import ROWS, rows_of
 from nlutils.study.study import run_study
 from nlutils.study.tables import (
     Row,

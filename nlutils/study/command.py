@@ -13,9 +13,10 @@ from nlutils.study.checks import check_name, check_study
 from nlutils.study.choice import pairs
 from nlutils.study.grid import entries
 from nlutils.study.outcome import run_name
-from nlutils.study.plan import CANDIDATES, PARTS, STUDIES, Study, rows_of
+from nlutils.study.plan import CANDIDATES, PARTS, STUDIES, Study
 from nlutils.study.recipe import Recipe
 from nlutils.study.results import is_recorded, read_runs, run_path
+from nlutils.study.rows import rows_of
 from nlutils.study.start import start_digest
 from nlutils.study.study import run_study
 from nlutils.study.tables import by_row, choice_table, markdown_table, summarise, title_of

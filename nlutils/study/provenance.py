@@ -27,6 +27,7 @@ SHOWING = (
     "plan.py",
     "predict.py",
     "readme.py",
+    "rows.py",
     "side_by_side.py",
     "spread.py",
     "tables.py",

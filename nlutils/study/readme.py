@@ -8,9 +8,10 @@ from pathlib import Path
 from nlutils.paths import atomic_path, project_root, results_root
 from nlutils.study.choice import as_chosen, chosen, fusions
 from nlutils.study.figures import comparison_figure, describe
-from nlutils.study.plan import PARTS, ROWS
+from nlutils.study.plan import PARTS
 from nlutils.study.recipe import Recipe
 from nlutils.study.results import interval, is_recorded, read_runs
+from nlutils.study.rows import ROWS
 from nlutils.study.tables import (
     architectures_table,
     by_row,

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from nlutils.study.choice import chosen, validation_accuracy
-from nlutils.study.plan import ROWS, Part
+from nlutils.study.plan import Part
 from nlutils.study.results import Interval, Run, difference_interval, interval
+from nlutils.study.rows import ROWS
 from nlutils.torch.models import list_models, model_title
 
 __all__ = [
